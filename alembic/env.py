@@ -1,0 +1,61 @@
+"""Alembic's environment: migrates one schema, on a connection given or made from the settings."""
+
+from __future__ import annotations
+
+import asyncio
+
+from alembic import context
+from sqlalchemy import Connection, text
+
+from llmemory import migrate
+from llmemory.database import Database
+from llmemory.settings import Settings
+
+
+def compare_by_name(connection: Connection, schema: str) -> None:
+    """Take the schema out of the search path, where its tables would be reflected without it.
+
+    It stands there if the role is named like the schema: "$user" is the default path's first part.
+    """
+    connection.execute(
+        text(
+            "SELECT set_config('search_path', coalesce(string_agg(quote_ident(name), ', '), ''), "
+            "false) FROM unnest(current_schemas(false)) AS name WHERE name <> :schema"
+        ),
+        {"schema": schema},
+    )
+    connection.dialect.default_schema_name = "pg_catalog"
+
+
+def run(connection: Connection, schema: str) -> None:
+    """Run the migrations that the caller asked for on `connection`."""
+    context.configure(connection=connection, **migrate.context_options(schema))
+    with context.begin_transaction():
+        migrate.prepare_schema(connection, schema)
+        context.run_migrations()
+
+
+async def run_from_settings(settings: Settings) -> None:
+    """Run them on a connection of our own: a developer called ``alembic`` in the clone."""
+    database = Database(settings)
+    try:
+        async with database.transaction() as connection:
+            await connection.run_sync(compare_by_name, settings.schema_name)
+            await connection.run_sync(run, settings.schema_name)
+    finally:
+        await database.close()
+
+
+if context.is_offline_mode():
+    schema_name = context.config.attributes.get("schema") or Settings.from_env().schema_name
+    context.configure(
+        dialect_name="postgresql",
+        literal_binds=True,
+        **migrate.context_options(schema_name),
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+elif (given := context.config.attributes.get("connection")) is not None:
+    run(given, context.config.attributes["schema"])
+else:
+    asyncio.run(run_from_settings(Settings.from_env()))

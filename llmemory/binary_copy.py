@@ -1,0 +1,100 @@
+"""PostgreSQL's binary COPY format, built in blocks. Pure.
+
+Source of the format: PostgreSQL documentation, COPY, "Binary Format".
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["blocks", "integer", "raw", "text", "text_array", "vector_rows"]
+
+_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
+_TRAILER = struct.pack("!h", -1)
+_TEXT_OID = 25
+_ROWS_A_BLOCK = 256
+
+_length = struct.Struct("!i").pack
+_count = struct.Struct("!h").pack
+_integer = struct.Struct("!ii").pack
+
+
+def blocks(rows: Iterable[Sequence[bytes]]) -> Iterator[bytes]:
+    """Yield a whole COPY stream of `rows`, some hundred rows at a time.
+
+    Args:
+        rows: Fields made by the functions below, the same number in each row.
+    """
+    parts = [_HEADER]
+    for number, row in enumerate(rows, start=1):
+        parts.append(_count(len(row)))
+        parts.extend(row)
+        if number % _ROWS_A_BLOCK == 0:
+            yield b"".join(parts)
+            parts = []
+    parts.append(_TRAILER)
+    yield b"".join(parts)
+
+
+def text(value: str) -> bytes:
+    """Return a text field."""
+    return raw(value.encode())
+
+
+def raw(value: bytes) -> bytes:
+    """Return a field of bytes as they are: bytea, or a uuid's 16."""
+    return _length(len(value)) + value
+
+
+def integer(value: int) -> bytes:
+    """Return an int4 field."""
+    return _integer(4, value)
+
+
+def text_array(values: Sequence[str]) -> bytes:
+    """Return a text[] field."""
+    if not values:
+        return raw(struct.pack("!iii", 0, 0, _TEXT_OID))
+    head = struct.pack("!iiiii", 1, 0, _TEXT_OID, len(values), 1)
+    return raw(head + b"".join(map(text, values)))
+
+
+def vector_rows(
+    owner_id: str, chunk_ids: Sequence[UUID], space_id: int, vectors: NDArray[np.float32]
+) -> Iterator[bytes]:
+    """Yield a whole COPY stream for the embeddings of one owner.
+
+    All rows have one length, so that numpy lays them out at once.
+
+    Args:
+        owner_id: Their owner.
+        chunk_ids: One id per vector.
+        space_id: Their space.
+        vectors: Shape ``(len(chunk_ids), dimensions)``; stored in half precision.
+    """
+    dimensions = vectors.shape[1]
+    prefix = _count(4) + text(owner_id) + _length(16)
+    middle = struct.pack("!ihihh", 2, space_id, 4 + 2 * dimensions, dimensions, 0)
+    layout = np.dtype(
+        [
+            ("prefix", f"V{len(prefix)}"),
+            ("chunk_id", "V16"),
+            ("middle", f"V{len(middle)}"),
+            ("vector", ">f2", (dimensions,)),
+        ]
+    )
+    yield _HEADER
+    for start in range(0, len(chunk_ids), _ROWS_A_BLOCK):
+        ids = chunk_ids[start : start + _ROWS_A_BLOCK]
+        rows = np.empty(len(ids), dtype=layout)
+        rows["prefix"] = np.void(prefix)
+        rows["chunk_id"] = np.frombuffer(b"".join(uuid.bytes for uuid in ids), dtype="V16")
+        rows["middle"] = np.void(middle)
+        rows["vector"] = vectors[start : start + len(ids)]
+        yield rows.tobytes()
+    yield _TRAILER

@@ -1,0 +1,179 @@
+"""Engines and transaction scopes: one engine per event loop, closed only if it was opened here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TypeAlias
+
+import anyio
+import anyio.to_thread
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.pool import NullPool
+
+from llmemory.drivers import create_engine, translated_errors
+from llmemory.errors import ClosedError, ConfigurationError
+from llmemory.settings import Settings
+
+__all__ = ["Database", "Session"]
+
+Session: TypeAlias = AsyncSession | AsyncConnection
+"""What callers pass as ``session`` to have a call join their transaction."""
+
+
+class Database:
+    """Where the connections come from.
+
+    An engine made here belongs to the event loop it was first used in: a further loop gets one of
+    its own, and each is disposed of with its loop. An engine of the caller's is used as it is.
+    """
+
+    def __init__(self, settings: Settings, *, engine: AsyncEngine | None = None) -> None:
+        if engine is not None and engine.dialect.name != "postgresql":
+            raise ConfigurationError(
+                f"The engine speaks {engine.dialect.name}; llmemory needs PostgreSQL."
+            )
+        self._settings = settings
+        self._given = engine
+        self._given_loop: asyncio.AbstractEventLoop | None = None
+        self._own: dict[asyncio.AbstractEventLoop, tuple[AsyncEngine, AsyncGenerator[None]]] = {}
+        self._release_server: Callable[[], None] | None = None
+        self._closed = False
+
+    @property
+    def given_engine(self) -> AsyncEngine | None:
+        """The engine that the caller brought, if any."""
+        return self._given
+
+    def check_open(self) -> None:
+        """Raise ClosedError after ``close``."""
+        if self._closed:
+            raise ClosedError("This memory is closed; make a new one.")
+
+    async def engine(self) -> AsyncEngine:
+        """Return the engine of the running event loop.
+
+        Raises:
+            ClosedError: ``close`` was called.
+            ConfigurationError: The caller's engine is used from a second event loop, or no server
+                is named and the embedded one is not installed.
+        """
+        self.check_open()
+        loop = asyncio.get_running_loop()
+        if self._given is not None:
+            return self._checked_given(self._given, loop)
+        if (found := self._own.get(loop)) is not None:
+            return found[0]
+        self._forget_closed_loops()
+        url = await self._server_url()
+        if (found := self._own.get(loop)) is not None:
+            return found[0]
+        engine = create_engine(url, self._settings)
+        disposer = _dispose_with_loop(engine)
+        self._own[loop] = (engine, disposer)
+        await anext(disposer)
+        return engine
+
+    def _checked_given(
+        self, engine: AsyncEngine, loop: asyncio.AbstractEventLoop
+    ) -> AsyncEngine:
+        if self._given_loop is None:
+            self._given_loop = loop
+        elif self._given_loop is not loop and not isinstance(engine.pool, NullPool):
+            raise ConfigurationError(
+                "This engine was used in another event loop, where its connections live. Give "
+                "each loop an engine of its own, make the engine with poolclass=NullPool, or pass "
+                "a connection string and let the memory make its engines."
+            )
+        return engine
+
+    def _forget_closed_loops(self) -> None:
+        for loop in [loop for loop in self._own if loop.is_closed()]:
+            engine, _ = self._own.pop(loop)
+            # Its sockets cannot be closed without their loop; garbage collection does it.
+            engine.sync_engine.dispose(close=False)
+
+    async def _server_url(self) -> str:
+        secret = self._settings.database_url
+        url = secret.get_secret_value().strip() if secret is not None else ""
+        if url and not url.startswith("embedded:"):
+            return url
+        from llmemory import embedded
+
+        folder = embedded.data_folder_from_url(url) if url else None
+        # Starting waits for processes and file locks, which must not stop the event loop.
+        server = await anyio.to_thread.run_sync(embedded.start, folder)
+        if self._release_server is None:
+            self._release_server = server.release
+        else:
+            server.release()
+        return server.url
+
+    @asynccontextmanager
+    async def connect(self, session: Session | None = None) -> AsyncIterator[AsyncConnection]:
+        """Give a connection for reading; each statement is a transaction of its own.
+
+        Args:
+            session: Read in this transaction instead, seeing what it has not committed.
+        """
+        if session is not None:
+            yield await self._joined(session)
+            return
+        engine = await self.engine()
+        with translated_errors():
+            # Autocommit saves the two round trips of BEGIN and COMMIT.
+            async with engine.execution_options(
+                isolation_level="AUTOCOMMIT"
+            ).connect() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def transaction(self, session: Session | None = None) -> AsyncIterator[AsyncConnection]:
+        """Give a connection in a transaction, committed at the end and rolled back on an error.
+
+        Args:
+            session: Join this transaction instead and leave committing to its owner.
+        """
+        if session is not None:
+            yield await self._joined(session)
+            return
+        engine = await self.engine()
+        with translated_errors():
+            async with engine.connect() as connection, connection.begin():
+                yield connection
+
+    async def _joined(self, session: Session) -> AsyncConnection:
+        self.check_open()
+        if isinstance(session, AsyncConnection):
+            return session
+        if isinstance(session, AsyncSession):
+            with translated_errors():
+                return await session.connection()
+        raise ConfigurationError(
+            "session must be an AsyncSession or an AsyncConnection of SQLAlchemy, "
+            f"not {type(session).__name__}."
+        )
+
+    async def close(self) -> None:
+        """Close what was opened here: own engines and this process's use of the embedded server."""
+        self._closed = True
+        own, self._own = self._own, {}
+        for loop, (engine, disposer) in own.items():
+            if loop is asyncio.get_running_loop():
+                await disposer.aclose()
+            else:
+                engine.sync_engine.dispose(close=False)
+        release, self._release_server = self._release_server, None
+        if release is not None:
+            await anyio.to_thread.run_sync(release)
+
+
+async def _dispose_with_loop(engine: AsyncEngine) -> AsyncGenerator[None]:
+    # asyncio.run closes a loop's unfinished async generators before the loop: the one moment to
+    # close connections that can be reached neither earlier nor later.
+    try:
+        yield
+    finally:
+        with anyio.CancelScope(shield=True):
+            await engine.dispose()

@@ -1,0 +1,262 @@
+"""What asyncpg and psycopg do differently: connection arguments, COPY and errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import sqlalchemy.exc
+from sqlalchemy import Table
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from llmemory.errors import (
+    ConfigurationError,
+    ConflictError,
+    LLMemoryError,
+    SchemaMissing,
+    StorageError,
+    StorageUnavailable,
+)
+from llmemory.settings import Settings
+
+__all__ = ["copy_into", "create_engine", "sqlstate_of", "translated_errors"]
+
+_DRIVERS = {
+    "postgres": "asyncpg",
+    "postgresql": "asyncpg",
+    "postgresql+asyncpg": "asyncpg",
+    "postgresql+psycopg": "psycopg",
+    "postgresql+psycopg_async": "psycopg",
+}
+
+# libpq parameters that asyncpg's own parser would send to the server as run-time settings.
+_LIBPQ_ONLY = frozenset(
+    {
+        "channel_binding",
+        "connect_timeout",
+        "gssdelegation",
+        "gssencmode",
+        "hostaddr",
+        "keepalives",
+        "keepalives_count",
+        "keepalives_idle",
+        "keepalives_interval",
+        "load_balance_hosts",
+        "require_auth",
+        "sslcompression",
+        "sslsni",
+        "tcp_user_timeout",
+    }
+)
+
+
+def create_engine(url: str, settings: Settings) -> AsyncEngine:
+    """Return an engine for `url`, which the driver itself parses, libpq parameters included.
+
+    Args:
+        url: ``postgresql://`` (asyncpg), ``postgresql+asyncpg://`` or ``postgresql+psycopg://``.
+        settings: Pool sizes and time-outs.
+
+    Raises:
+        ConfigurationError: The URL is no PostgreSQL URL or cannot be parsed.
+    """
+    scheme, separator, rest = url.partition("://")
+    driver = _DRIVERS.get(scheme)
+    if not separator or driver is None:
+        raise ConfigurationError(
+            "The connection string must begin with postgresql://, postgresql+asyncpg:// or "
+            "postgresql+psycopg://, or with embedded:// for the embedded server."
+        )
+    url = f"postgresql://{rest}"
+    options: dict[str, Any] = {
+        "pool_size": settings.pool_size,
+        "max_overflow": settings.pool_overflow,
+        "pool_timeout": settings.pool_timeout_s,
+        # Vectors and texts do not belong into messages or logs.
+        "hide_parameters": True,
+    }
+    if driver == "psycopg":
+        options["async_creator"] = _psycopg_creator(url, settings)
+    else:
+        options["connect_args"] = _asyncpg_arguments(url, settings)
+    return create_async_engine(f"postgresql+{driver}://", **options)
+
+
+def _psycopg_creator(url: str, settings: Settings) -> Callable[[], Awaitable[Any]]:
+    import psycopg
+
+    try:
+        given = psycopg.conninfo.conninfo_to_dict(url)
+    except psycopg.Error:
+        # The cause would show the string, and with it the password.
+        raise ConfigurationError(_UNPARSABLE) from None
+    defaults = {
+        "connect_timeout": max(2, round(settings.connect_timeout_s)),
+        "application_name": "llmemory",
+    }
+    conninfo = psycopg.conninfo.make_conninfo(**{**defaults, **given})
+
+    async def connect() -> Any:
+        try:
+            return await psycopg.AsyncConnection.connect(conninfo)
+        except psycopg.OperationalError:
+            # libpq tells no SQLSTATE of a refused login; asyncpg does.
+            await _raise_refusal(_asyncpg_arguments(url, settings))
+            raise
+
+    return connect
+
+
+async def _raise_refusal(arguments: dict[str, Any]) -> None:
+    import asyncpg
+
+    try:
+        connection = await asyncpg.connect(**arguments)
+    except asyncpg.PostgresError as error:
+        raise _translate(error) from error
+    except (OSError, ValueError, asyncpg.InterfaceError):
+        return
+    await connection.close()
+
+
+_UNPARSABLE = (
+    "The connection string cannot be parsed. Percent-encode special characters in user, password "
+    "and database, as in postgresql://user:p%40ss@host:5432/database?sslmode=require."
+)
+
+
+def _asyncpg_arguments(url: str, settings: Settings) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"timeout": settings.connect_timeout_s}
+    try:
+        parts = urlsplit(url)
+        parameters = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        for host in parts.netloc.rpartition("@")[2].split(","):
+            int(host.rpartition("]")[2].partition(":")[2] or 0)
+        for name, value in parameters:
+            if name == "connect_timeout" and float(value) > 0:
+                arguments["timeout"] = float(value)
+    except ValueError:
+        raise ConfigurationError(_UNPARSABLE) from None
+    kept = [(name, value) for name, value in parameters if name not in _LIBPQ_ONLY]
+    if "application_name" not in dict(kept):
+        arguments["server_settings"] = {"application_name": "llmemory"}
+    query = urlencode(kept, safe="/:,")
+    arguments["dsn"] = urlunsplit(("postgresql", parts.netloc, parts.path or "/", query, ""))
+    return arguments
+
+
+async def copy_into(
+    connection: AsyncConnection, table: Table, columns: Iterable[str], blocks: Iterable[bytes]
+) -> None:
+    """Send `blocks`, one binary COPY stream, into `columns` of `table`.
+
+    The connection must have executed a statement in its transaction before: asyncpg's BEGIN under
+    SQLAlchemy is lazy, and a COPY ahead of it would commit by itself.
+    """
+    raw = (await connection.get_raw_connection()).driver_connection
+    names = list(columns)
+    with translated_errors():
+        if connection.dialect.driver == "asyncpg":
+            await raw.copy_to_table(  # type: ignore[union-attr]
+                table.name,
+                source=_async_iterator(blocks),
+                columns=names,
+                schema_name=table.schema,
+                format="binary",
+            )
+        else:
+            from psycopg import sql
+
+            statement = sql.SQL("COPY {}.{} ({}) FROM STDIN (FORMAT BINARY)").format(
+                sql.Identifier(table.schema or ""),
+                sql.Identifier(table.name),
+                sql.SQL(", ").join(map(sql.Identifier, names)),
+            )
+            async with raw.cursor() as cursor, cursor.copy(statement) as copy:  # type: ignore[union-attr]
+                for block in blocks:
+                    await copy.write(block)
+
+
+async def _async_iterator(blocks: Iterable[bytes]) -> Any:
+    for block in blocks:
+        yield block
+
+
+def sqlstate_of(error: BaseException) -> str | None:
+    """Return the SQLSTATE that `error` or the driver error within carries, if any."""
+    original = getattr(error, "orig", None) or error
+    return getattr(original, "sqlstate", None)
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Turn driver and SQLAlchemy errors into ours, told apart by SQLSTATE."""
+    try:
+        yield
+    except (LLMemoryError, asyncio.CancelledError):
+        raise
+    except sqlalchemy.exc.TimeoutError as error:
+        raise StorageUnavailable(
+            "No connection became free in time. Raise pool_size or pool_overflow, or look for "
+            "connections that are held too long."
+        ) from error
+    except (sqlalchemy.exc.DBAPIError, OSError, TimeoutError) as error:
+        raise _translate(error) from error
+    except Exception as error:
+        if _is_driver_error(error):
+            raise _translate(error) from error
+        raise
+
+
+def _is_driver_error(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in {"asyncpg", "psycopg"}
+
+
+_UNREACHABLE = (
+    "The database could not be reached: check that the server runs and that host, port and "
+    "network are right."
+)
+
+_CONFIGURATION = {
+    "28P01": "The database refused the password; check user and password.",
+    "28000": "The database refused the login; check user, password and pg_hba.conf.",
+    "3D000": "The database named in the connection string does not exist; create it or mend it.",
+    "42501": "The database role lacks a privilege; grant it on the schema and its tables.",
+}
+
+
+def _translate(error: BaseException) -> LLMemoryError:
+    state = sqlstate_of(error)
+    if state is None:
+        if isinstance(error, sqlalchemy.exc.DBAPIError) and not (
+            error.connection_invalidated
+            or isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError)
+        ):
+            return StorageError("The database driver refused a value or a statement.")
+        return StorageUnavailable(_UNREACHABLE)
+    if state in _CONFIGURATION:
+        return ConfigurationError(_CONFIGURATION[state])
+    if state in {"42P01", "3F000", "42703", "42883"}:
+        return SchemaMissing(
+            "A table or function of the schema is missing. Run `llmemory db upgrade`."
+        )
+    if state in {"23505", "23503", "40001", "40P01", "55P03"}:
+        original = getattr(error, "orig", None) or error
+        cause = getattr(original, "__cause__", None) or original
+        diagnosis = getattr(cause, "diag", None)
+        constraint = getattr(cause, "constraint_name", None) or getattr(
+            diagnosis, "constraint_name", None
+        )
+        return ConflictError(
+            "A concurrent change won; nothing was stored. Try again.",
+            sqlstate=state,
+            constraint=constraint,
+        )
+    if state[:2] in {"08", "53"} or state in {"57P01", "57P02", "57P03", "57P05"}:
+        return StorageUnavailable(
+            "The database is not available now; try again later.", sqlstate=state
+        )
+    return StorageError(f"The database refused the statement (SQLSTATE {state}).", sqlstate=state)

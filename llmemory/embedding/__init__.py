@@ -1,0 +1,29 @@
+"""Embedders: what turns texts into vectors."""
+
+from __future__ import annotations
+
+from llmemory.embedding.base import Embedder, Purpose
+from llmemory.errors import ConfigurationError
+from llmemory.settings import Settings
+
+__all__ = ["Embedder", "Purpose", "from_settings"]
+
+
+def from_settings(settings: Settings) -> Embedder:
+    """Return the embedder that the settings name.
+
+    Raises:
+        ConfigurationError: None is named and none is installed.
+    """
+    if settings.embedder == "hash":
+        from llmemory.embedding.testing import HashEmbedder
+
+        return HashEmbedder(settings.hash_dimensions)
+    from llmemory.embedding import static
+
+    if settings.embedder == "auto" and not static.is_installed():
+        raise ConfigurationError(
+            "No embedder is set up. Pass embedder=..., or install the static one: "
+            '`pip install "llmemory[embedded]"`.'
+        )
+    return static.StaticEmbedder()

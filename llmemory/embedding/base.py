@@ -1,0 +1,104 @@
+"""What an embedder is, and how one is called safely."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmemory.errors import DimensionMismatch, EmbeddingError, LLMemoryError
+
+__all__ = ["Embedder", "Purpose", "Vectors", "embed_checked", "provider_of"]
+
+Purpose: TypeAlias = Literal["document", "query"]
+Vectors: TypeAlias = NDArray[np.float32]
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Anything that turns texts into vectors; implement it to bring your own model.
+
+    An embedder may have more: ``provider``, a name stored beside the model's (else the name of
+    its class); ``alpha``, the weight of the vector arm in hybrid search, 0 to 1 (else 0.5); and
+    ``async aclose()``, called by nobody but its owner.
+    """
+
+    @property
+    def model(self) -> str:
+        """Name of the model: vectors of different names are never compared."""
+        ...
+
+    @property
+    def dimensions(self) -> int:
+        """Length of each vector, 1 to 16,000; 1 to 4,000 can be indexed."""
+        ...
+
+    async def embed(self, texts: Sequence[str], *, purpose: Purpose) -> Vectors:
+        """Return one vector per text, in order.
+
+        Args:
+            texts: At least one text, none of them blank.
+            purpose: "document" for what is stored, "query" for what is asked; models that make
+                no difference ignore it.
+
+        Returns:
+            Array of shape ``(len(texts), dimensions)``, float32, all finite.
+
+        Raises:
+            EmbeddingError: The model or its provider failed.
+        """
+        ...
+
+
+def provider_of(embedder: Embedder) -> str:
+    """Return the name that stands beside the model's in the database."""
+    return str(getattr(embedder, "provider", type(embedder).__name__))
+
+
+async def embed_checked(
+    embedder: Embedder, texts: Sequence[str], *, purpose: Purpose, batch_size: int
+) -> Vectors:
+    """Embed `texts` batch by batch, check what comes back and scale it to length 1.
+
+    Cosine similarity does not see the length, but half precision would overflow or vanish at
+    unusual ones. A vector of zeros stays as it is.
+
+    Raises:
+        DimensionMismatch: Vectors of another length than announced.
+        EmbeddingError: The wrong number of vectors, values that are not finite, or a failure.
+    """
+    vectors = np.empty((len(texts), embedder.dimensions), dtype=np.float32)
+    for start in range(0, len(texts), batch_size):
+        batch = texts[start : start + batch_size]
+        vectors[start : start + len(batch)] = await _embed_batch(embedder, batch, purpose)
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    return (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
+
+
+async def _embed_batch(embedder: Embedder, texts: Sequence[str], purpose: Purpose) -> Vectors:
+    try:
+        made = np.asarray(await embedder.embed(texts, purpose=purpose), dtype=np.float32)
+    except LLMemoryError:
+        raise
+    except Exception as error:
+        raise EmbeddingError(
+            f"The embedder {embedder.model!r} failed with {type(error).__name__}; nothing was "
+            "stored. See the cause above."
+        ) from error
+    if made.ndim != 2 or made.shape[0] != len(texts):
+        raise EmbeddingError(
+            f"The embedder {embedder.model!r} returned an array of shape {made.shape} for "
+            f"{len(texts)} texts; it must return one row per text."
+        )
+    if made.shape[1] != embedder.dimensions:
+        raise DimensionMismatch(
+            f"The embedder {embedder.model!r} announces {embedder.dimensions} dimensions and "
+            f"returned {made.shape[1]}.",
+            expected=embedder.dimensions,
+            got=made.shape[1],
+        )
+    if not np.isfinite(made).all():
+        raise EmbeddingError(f"The embedder {embedder.model!r} returned values that are not finite.")
+    return made

@@ -1,0 +1,95 @@
+"""Running a search: one statement, from a checked request to results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from llmemory.drivers import translated_errors
+from llmemory.models import Tables
+from llmemory.spaces import Space
+from llmemory.statements.filters import parameters, shape_of
+from llmemory.statements.search import SearchShape, search
+from llmemory.types import SearchResult, SearchType
+from llmemory.validation import SearchRequest
+
+__all__ = ["run_search"]
+
+
+async def run_search(
+    connection: AsyncConnection,
+    tables: Tables,
+    request: SearchRequest,
+    *,
+    space: Space,
+    embedding: NDArray[np.float32] | None,
+    candidates: int,
+) -> list[SearchResult]:
+    """Return the hits of `request`, best first.
+
+    Args:
+        connection: Where to run the statement.
+        tables: The schema's tables.
+        request: What is searched.
+        space: Space of the vectors.
+        embedding: The query's vector, shape ``(dimensions,)``; None for a search by words.
+        candidates: Hits of each arm that a hybrid search fuses, at least.
+    """
+    shape = SearchShape(
+        search_type=request.search_type,
+        dimensions=space.dimensions,
+        language_given=request.language is not None,
+        filters=shape_of(request.filters),
+    )
+    values: dict[str, Any] = {
+        "owner": request.owner_id,
+        "limit": request.limit,
+        "offset": request.offset,
+        **parameters(request.filters),
+    }
+    if embedding is not None:
+        values["space"] = space.space_id
+        values["embedding"] = _vector_text(embedding)
+    if request.search_type is not SearchType.VECTOR:
+        values["query_text"] = request.query_text
+        if request.language is not None:
+            values["language"] = request.language
+    if request.search_type is SearchType.HYBRID:
+        values["alpha"] = request.alpha
+        values["candidates"] = max(candidates, request.limit + request.offset)
+    with translated_errors():
+        result = await connection.execute(search(tables, shape), values)
+    return [_result(row) for row in result.mappings()]
+
+
+def _vector_text(vector: NDArray[np.float32]) -> str:
+    # As text: a caller who registered pgvector's codecs on the engine would break a bound vector.
+    return "[" + ",".join(map(str, vector.tolist())) + "]"
+
+
+def _result(row: Mapping[str, Any]) -> SearchResult:
+    return SearchResult(
+        chunk_id=str(row["chunk_id"]),
+        document_id=str(row["document_id"]),
+        document_name=row["document_name"],
+        document_type=row["document_type"],
+        content=row["content"],
+        # Rounding errors of the fusion must not leave the range.
+        score=min(max(row["score"], 0.0), 1.0),
+        metadata=row["metadata"],
+        id_at_origin=row["id_at_origin"],
+        external_id=row["external_id"],
+        document_date=row["document_date"],
+        headings=row["headings"],
+        position=row["position"],
+        start=row["start_offset"],
+        end=row["end_offset"],
+        similarity=row["similarity"],
+        lexical_score=row["lexical_score"],
+        vector_rank=row["vector_rank"],
+        text_rank=row["text_rank"],
+    )

@@ -1,0 +1,239 @@
+"""Settings: every value with its unit, and the only place that reads the environment."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import ValidationError as PydanticValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from llmemory.errors import ConfigurationError
+
+__all__ = ["LANGUAGES", "Settings", "checked_schema"]
+
+LANGUAGES = (
+    "simple",
+    "arabic",
+    "armenian",
+    "basque",
+    "catalan",
+    "danish",
+    "dutch",
+    "english",
+    "finnish",
+    "french",
+    "german",
+    "greek",
+    "hindi",
+    "hungarian",
+    "indonesian",
+    "irish",
+    "italian",
+    "lithuanian",
+    "nepali",
+    "norwegian",
+    "portuguese",
+    "romanian",
+    "russian",
+    "serbian",
+    "spanish",
+    "swedish",
+    "tamil",
+    "turkish",
+    "yiddish",
+)
+"""Text search configurations that every supported PostgreSQL has."""
+
+# PostgreSQL cuts a longer identifier silently: two tenants' schemas could become one.
+MAX_IDENTIFIER_BYTES = 63
+
+
+def checked_schema(name: str) -> str:
+    """Return `name` if PostgreSQL can hold it as a schema name unchanged.
+
+    Raises:
+        ConfigurationError: It is empty, longer than 63 bytes in UTF-8, holds a NUL character
+            or a lone surrogate, or begins with ``pg_``, which PostgreSQL keeps for itself.
+    """
+    if not isinstance(name, str) or not name:
+        raise ConfigurationError("schema must be a name of 1 to 63 bytes.")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise ConfigurationError("schema holds a lone surrogate; use valid Unicode.") from None
+    if size > MAX_IDENTIFIER_BYTES:
+        raise ConfigurationError(
+            f"schema has {size} bytes, PostgreSQL keeps {MAX_IDENTIFIER_BYTES}; use a shorter name."
+        )
+    if "\0" in name:
+        raise ConfigurationError("schema holds a NUL character; use another name.")
+    if name.startswith("pg_") or name == "information_schema":
+        raise ConfigurationError(f"schema {name!r} belongs to PostgreSQL; use another name.")
+    return name
+
+
+class Settings(BaseSettings):
+    """Values that a memory works with. Frozen; given explicitly or by ``from_env``.
+
+    A plain ``Settings()`` holds the defaults and what is passed: it does not look at the
+    environment. ``Settings.from_env()`` reads ``LLMEMORY_`` variables, one per field, such as
+    ``LLMEMORY_DATABASE_URL``.
+
+    Raises:
+        ConfigurationError: A value is out of range or a name is unknown.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="LLMEMORY_", frozen=True, extra="forbid")
+
+    database_url: SecretStr | None = Field(
+        None,
+        description="Where the documents live: `postgresql://`, `postgresql+asyncpg://`, "
+        "`postgresql+psycopg://` or `embedded://`. Empty means the embedded server.",
+    )
+    schema_name: str = Field(
+        "llmemory", description="PostgreSQL schema that holds the tables, at most 63 bytes."
+    )
+    migrate: bool = Field(
+        True,
+        description="Whether `initialize` migrates the schema; if not, it only checks.",
+    )
+    pool_size: int = Field(5, ge=1, le=1000, description="Connections kept open per event loop.")
+    pool_overflow: int = Field(
+        10, ge=0, le=1000, description="Connections beyond `pool_size` under load."
+    )
+    pool_timeout_s: float = Field(
+        30.0, gt=0, le=3600, description="Seconds to wait for a free connection."
+    )
+    connect_timeout_s: float = Field(
+        10.0, gt=0, le=3600, description="Seconds to wait for the server to accept a connection."
+    )
+
+    embedder: Literal["auto", "static", "hash"] = Field(
+        "auto",
+        description="Embedder used where none is passed: `auto` takes the static one if installed.",
+    )
+    hash_dimensions: int = Field(
+        256, ge=2, le=4000, description="Vector length of the hash embedder."
+    )
+    embedding_batch_size: int = Field(
+        128, ge=1, le=10_000, description="Texts given to the embedder in one call."
+    )
+
+    language: str = Field(
+        "english",
+        description="Language of documents added without one: a text search configuration.",
+    )
+    chunk_size: int = Field(
+        2000, ge=50, le=100_000, description="Largest length of a chunk, in characters."
+    )
+    chunk_overlap: int = Field(
+        200, ge=0, le=50_000, description="Characters that neighbouring chunks of plain text share."
+    )
+
+    max_content_bytes: int = Field(
+        10_000_000, ge=1, le=500_000_000, description="Largest document, in bytes of UTF-8."
+    )
+    max_metadata_bytes: int = Field(
+        100_000, ge=2, le=10_000_000, description="Largest metadata, in bytes of JSON."
+    )
+    max_metadata_depth: int = Field(
+        20, ge=1, le=100, description="Deepest nesting of lists and objects in metadata."
+    )
+    max_name_length: int = Field(
+        1000, ge=1, le=10_000, description="Longest document name, in characters."
+    )
+    max_id_bytes: int = Field(
+        512,
+        ge=36,
+        le=1000,
+        description="Longest owner_id, id_at_origin or external_id, in bytes of UTF-8.",
+    )
+    max_query_length: int = Field(
+        10_000, ge=1, le=1_000_000, description="Longest query, in characters."
+    )
+    max_limit: int = Field(1000, ge=1, le=100_000, description="Largest `limit` of a call.")
+
+    alpha: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Weight of the vector arm in hybrid search. Empty means the embedder's own.",
+    )
+    candidates: int = Field(
+        100, ge=10, le=10_000, description="Hits of each arm that a hybrid search fuses, at least."
+    )
+
+    @field_validator("schema_name")
+    @classmethod
+    def _check_schema(cls, value: str) -> str:
+        return checked_schema(value)
+
+    @field_validator("language")
+    @classmethod
+    def _check_language(cls, value: str) -> str:
+        if value not in LANGUAGES:
+            raise ConfigurationError(
+                f"language {value!r} is not known; use one of {', '.join(LANGUAGES)}."
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _check_overlap(self) -> Settings:
+        if self.chunk_overlap >= self.chunk_size:
+            raise ConfigurationError(
+                f"chunk_overlap ({self.chunk_overlap}) must be smaller than "
+                f"chunk_size ({self.chunk_size})."
+            )
+        return self
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except PydanticValidationError as error:
+            raise ConfigurationError(_explain(error)) from None
+
+    @classmethod
+    def from_env(cls, **values: Any) -> Settings:
+        """Return the settings that ``LLMEMORY_`` variables give, `values` winning over them.
+
+        Raises:
+            ConfigurationError: A variable or value is out of range.
+        """
+        return _EnvironmentSettings(**values)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Leave the environment out: reading it is ``from_env``'s explicit act."""
+        return (init_settings,)
+
+
+class _EnvironmentSettings(Settings):
+    model_config = SettingsConfigDict(env_ignore_empty=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings, env_settings)
+
+
+def _explain(error: PydanticValidationError) -> str:
+    # Pydantic's own text shows the input, which may be a connection string.
+    problems = (
+        f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+        for problem in error.errors(include_input=False, include_url=False, include_context=False)
+    )
+    return "Invalid settings: " + "; ".join(problems) + ". See docs/configuration.md."

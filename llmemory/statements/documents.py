@@ -1,0 +1,407 @@
+"""Statements that read, write and delete documents and their chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Delete,
+    Integer,
+    Select,
+    SmallInteger,
+    Table,
+    TableValuedAlias,
+    Text,
+    Update,
+    Uuid,
+    and_,
+    bindparam,
+    cast,
+    column,
+    delete,
+    exists,
+    false,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    true,
+    union_all,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, BYTEA, JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.sql.dml import ReturningInsert
+from sqlalchemy.types import TypeEngine
+
+from llmemory.models import Tables
+from llmemory.statements.filters import FilterShape, conditions
+
+__all__ = [
+    "arrays",
+    "delete_documents",
+    "delete_chunks_except",
+    "delete_jobs",
+    "delete_statistics",
+    "existing_by_external_id",
+    "existing_by_id",
+    "get_document",
+    "insert_documents",
+    "list_documents",
+    "lock_documents",
+    "move_chunks",
+    "owner_statistics",
+    "stored_chunks",
+    "update_documents",
+    "upsert_jobs",
+]
+
+_TIMESTAMP = TIMESTAMP(timezone=True)
+
+_DOCUMENT_TYPES: dict[str, TypeEngine[Any]] = {
+    "owner_id": Text(),
+    "document_id": Uuid(),
+    "external_id": Text(),
+    "id_at_origin": Text(),
+    "document_name": Text(),
+    "document_type": Text(),
+    "document_date": _TIMESTAMP,
+    "language": Text(),
+    "metadata": Text(),
+    "content_hash": BYTEA(),
+    "content": Text(),
+    "chunk_count": Integer(),
+    "created_at": _TIMESTAMP,
+    "updated_at": _TIMESTAMP,
+}
+
+
+def arrays(**values: Sequence[Any]) -> dict[str, Sequence[Any]]:
+    """Return columns' values under the names that statements with arrays bind them by.
+
+    A parameter of a column's own name would be taken for the column in SET.
+    """
+    return {f"{name}_array": value for name, value in values.items()}
+
+
+def _owner(table: Table) -> ColumnElement[bool]:
+    return table.c.owner_id == bindparam("owner", type_=Text)
+
+
+def _any(table_column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+    return table_column == func.any(bindparam(name, type_=ARRAY(table_column.type)))
+
+
+def _rows(columns: dict[str, TypeEngine[Any]]) -> TableValuedAlias:
+    """Return one row per element of the arrays bound by ``arrays``."""
+    bound = [bindparam(f"{name}_array", type_=ARRAY(kind)) for name, kind in columns.items()]
+    return (
+        func.unnest(*bound)
+        .table_valued(*(column(name, kind) for name, kind in columns.items()))
+        .render_derived(name="given")
+    )
+
+
+def _value(rows: TableValuedAlias, name: str) -> ColumnElement[Any]:
+    # JSON travels as text: a caller's engine may have a codec of its own.
+    value: ColumnElement[Any] = rows.c[name]
+    return cast(value, JSONB) if name == "metadata" else value
+
+
+@lru_cache(maxsize=256)
+def insert_documents(tables: Tables) -> ReturningInsert[Any]:
+    """Insert documents from arrays; one whose external_id exists is left out of what returns."""
+    rows = _rows(_DOCUMENT_TYPES)
+    source = select(*(_value(rows, name) for name in _DOCUMENT_TYPES))
+    statement = upsert(tables.documents).from_select(list(_DOCUMENT_TYPES), source)
+    return statement.on_conflict_do_nothing(
+        index_elements=["owner_id", "external_id"]
+    ).returning(tables.documents.c.document_id)
+
+
+@lru_cache(maxsize=256)
+def update_documents(tables: Tables) -> Update:
+    """Update documents of one owner from arrays, all but their keys and creation date."""
+    types = {
+        name: kind
+        for name, kind in _DOCUMENT_TYPES.items()
+        if name not in {"owner_id", "created_at"}
+    }
+    rows = _rows(types)
+    documents = tables.documents
+    return (
+        update(documents)
+        .values({name: _value(rows, name) for name in types if name != "document_id"})
+        .where(_owner(documents), documents.c.document_id == rows.c.document_id)
+    )
+
+
+def _existing(tables: Tables) -> Select[Any]:
+    column_ = tables.documents.c
+    return select(
+        column_.document_id,
+        column_.external_id,
+        column_.id_at_origin,
+        column_.document_name,
+        column_.document_type,
+        column_.document_date,
+        column_.language,
+        column_.metadata,
+        column_.content_hash,
+        column_.chunk_count,
+    ).where(_owner(tables.documents))
+
+
+@lru_cache(maxsize=256)
+def existing_by_external_id(tables: Tables) -> Select[Any]:
+    """Read an owner's documents by ``external_ids``, through their unique index."""
+    return _existing(tables).where(_any(tables.documents.c.external_id, "external_ids"))
+
+
+@lru_cache(maxsize=256)
+def existing_by_id(tables: Tables) -> Select[Any]:
+    """Read an owner's documents by ``document_ids``, content included."""
+    return (
+        _existing(tables)
+        .add_columns(tables.documents.c.content)
+        .where(_any(tables.documents.c.document_id, "document_ids"))
+    )
+
+
+@lru_cache(maxsize=256)
+def lock_documents(tables: Tables) -> Select[Any]:
+    """Lock an owner's documents by ``document_ids``, in one order everywhere."""
+    column_ = tables.documents.c
+    return (
+        select(column_.document_id, column_.content_hash)
+        .where(_owner(tables.documents), _any(column_.document_id, "document_ids"))
+        .order_by(column_.document_id)
+        .with_for_update()
+    )
+
+
+@lru_cache(maxsize=256)
+def stored_chunks(tables: Tables) -> Select[Any]:
+    """Read which chunks documents have and whether each has a vector in ``space``.
+
+    Served by ``ix_chunks_owner_id_document_id_position`` and the key of embeddings.
+    """
+    chunks, embeddings = tables.chunks, tables.embeddings
+    has_vector = exists().where(
+        _owner(embeddings),
+        embeddings.c.chunk_id == chunks.c.chunk_id,
+        embeddings.c.space_id == bindparam("space", type_=SmallInteger),
+    )
+    return (
+        select(
+            chunks.c.document_id,
+            chunks.c.chunk_id,
+            chunks.c.content_hash,
+            has_vector.label("has_vector"),
+        )
+        .where(_owner(chunks), _any(chunks.c.document_id, "document_ids"))
+        .order_by(chunks.c.document_id, chunks.c.position)
+    )
+
+
+@lru_cache(maxsize=256)
+def delete_chunks_except(tables: Tables) -> Delete:
+    """Delete the chunks of ``document_ids`` that are not among ``kept``; vectors go with them."""
+    chunks = tables.chunks
+    kept = func.all(bindparam("kept", type_=ARRAY(Uuid())))
+    return delete(chunks).where(
+        _owner(chunks), _any(chunks.c.document_id, "document_ids"), chunks.c.chunk_id != kept
+    )
+
+
+@lru_cache(maxsize=256)
+def move_chunks(tables: Tables) -> Update:
+    """Give kept chunks their new place in the document, from arrays; unmoved ones stay as is."""
+    chunks = tables.chunks
+    rows = _rows(
+        {
+            "chunk_id": Uuid(),
+            "position": Integer(),
+            "headings": Text(),
+            "start_offset": Integer(),
+            "end_offset": Integer(),
+            "language": Text(),
+        }
+    )
+    # An array of arrays must be rectangular, so headings travel as JSON.
+    headings = cast(
+        func.array(
+            select(func.jsonb_array_elements_text(cast(rows.c.headings, JSONB))).scalar_subquery()
+        ),
+        ARRAY(Text()),
+    )
+    return (
+        update(chunks)
+        .values(
+            position=rows.c.position,
+            headings=headings,
+            start_offset=rows.c.start_offset,
+            end_offset=rows.c.end_offset,
+            language=rows.c.language,
+        )
+        .where(
+            _owner(chunks),
+            chunks.c.chunk_id == rows.c.chunk_id,
+            or_(
+                chunks.c.position != rows.c.position,
+                chunks.c.start_offset != rows.c.start_offset,
+                chunks.c.end_offset != rows.c.end_offset,
+                chunks.c.language != rows.c.language,
+                chunks.c.headings != headings,
+            ),
+        )
+    )
+
+
+@lru_cache(maxsize=256)
+def upsert_jobs(tables: Tables) -> Any:
+    """Queue documents of one owner, from arrays of job and document ids."""
+    rows = _rows({"job_id": Uuid(), "document_id": Uuid()})
+    now = bindparam("now", type_=_TIMESTAMP)
+    statement = upsert(tables.embedding_jobs).from_select(
+        [
+            "owner_id",
+            "job_id",
+            "document_id",
+            "space_id",
+            "state",
+            "attempts",
+            "available_at",
+            "created_at",
+        ],
+        select(
+            cast(bindparam("owner", type_=Text), Text),
+            rows.c.job_id,
+            rows.c.document_id,
+            cast(bindparam("space", type_=SmallInteger), SmallInteger),
+            literal("queued"),
+            literal(0),
+            cast(now, _TIMESTAMP),
+            cast(now, _TIMESTAMP),
+        ),
+    )
+    return statement.on_conflict_do_update(
+        index_elements=["owner_id", "document_id", "space_id"],
+        set_={
+            "state": statement.excluded.state,
+            "attempts": statement.excluded.attempts,
+            "available_at": statement.excluded.available_at,
+            "leased_until": None,
+            "last_error": None,
+        },
+    )
+
+
+@lru_cache(maxsize=256)
+def delete_jobs(tables: Tables) -> Delete:
+    """Delete the jobs of ``document_ids``: their vectors are made."""
+    jobs = tables.embedding_jobs
+    return delete(jobs).where(_owner(jobs), _any(jobs.c.document_id, "document_ids"))
+
+
+def _columns(tables: Tables) -> list[ColumnElement[Any]]:
+    return [
+        value
+        for name, value in tables.documents.c.items()
+        if name not in {"content", "content_hash"}
+    ]
+
+
+@lru_cache(maxsize=256)
+def get_document(tables: Tables) -> Select[Any]:
+    """Read one document with its content."""
+    documents = tables.documents
+    return select(*_columns(tables), documents.c.content).where(
+        _owner(documents), documents.c.document_id == bindparam("document_id", type_=Uuid)
+    )
+
+
+@lru_cache(maxsize=1024)
+def list_documents(tables: Tables, shape: FilterShape) -> Select[Any]:
+    """Read one page, newest first, beside the number of all: one row even if the page is empty.
+
+    Ids are uuid7, so the key of documents gives the order.
+    """
+    documents = tables.documents
+    where = and_(_owner(documents), *conditions(documents, shape))
+    total = select(func.count().label("total_count")).where(where).subquery("total")
+    page = (
+        select(*_columns(tables))
+        .where(where)
+        .order_by(documents.c.document_id.desc())
+        .limit(bindparam("limit", type_=Integer))
+        .offset(bindparam("offset", type_=Integer))
+        .subquery("page")
+    )
+    return (
+        select(total.c.total_count, *page.c)
+        .select_from(total.outerjoin(page, true()))
+        .order_by(page.c.document_id.desc())
+    )
+
+
+@lru_cache(maxsize=1024)
+def delete_documents(tables: Tables, shape: FilterShape, by: frozenset[str]) -> Delete:
+    """Delete at most ``limit`` documents that match, so that no transaction grows large.
+
+    Args:
+        tables: Where they are.
+        shape: Conditions on them.
+        by: "document_ids" and "external_ids", where arrays of these are given as well.
+    """
+    documents = tables.documents
+    where = [_owner(documents), *conditions(documents, shape)]
+    if "document_ids" in by:
+        where.append(_any(documents.c.document_id, "document_ids"))
+    if "external_ids" in by:
+        where.append(_any(documents.c.external_id, "external_ids"))
+    chosen = (
+        select(documents.c.document_id)
+        .where(*where)
+        .order_by(documents.c.document_id)
+        .limit(bindparam("limit", type_=Integer))
+    )
+    return delete(documents).where(_owner(documents), documents.c.document_id.in_(chosen))
+
+
+@lru_cache(maxsize=256)
+def delete_statistics(tables: Tables) -> Delete:
+    """Delete an owner's lexical statistics."""
+    return delete(tables.lexical_statistics).where(_owner(tables.lexical_statistics))
+
+
+@lru_cache(maxsize=256)
+def owner_statistics(tables: Tables) -> Select[Any]:
+    """Count what an owner has, by document type, in one statement."""
+    documents, embeddings, jobs = tables.documents, tables.embeddings, tables.embedding_jobs
+    vectors = (
+        select(func.count())
+        .where(
+            _owner(embeddings),
+            embeddings.c.space_id == bindparam("space", type_=SmallInteger),
+        )
+        .scalar_subquery()
+    )
+    pending = select(func.count()).where(_owner(jobs)).scalar_subquery()
+    by_type = (
+        select(
+            documents.c.document_type,
+            func.count().label("documents"),
+            func.sum(documents.c.chunk_count).label("chunks"),
+            func.sum(func.octet_length(documents.c.content)).label("bytes"),
+        )
+        .where(_owner(documents))
+        .group_by(documents.c.document_type)
+        .subquery("by_type")
+    )
+    one = select(vectors.label("vectors"), pending.label("pending")).subquery("one")
+    return select(one, by_type).select_from(one.outerjoin(by_type, true()))

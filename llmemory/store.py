@@ -1,0 +1,403 @@
+"""Runs statements and turns rows into types. It knows no embedder."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
+from uuid_utils.compat import uuid7
+
+from llmemory import binary_copy
+from llmemory.drivers import copy_into, translated_errors
+from llmemory.errors import ConflictError
+from llmemory.ingestion import DocumentPlan, PlannedChunk, StoredChunk, StoredDocument
+from llmemory.models import Tables
+from llmemory.statements import documents as sql
+from llmemory.statements.filters import parameters, shape_of
+from llmemory.types import Document, DocumentListResult, OwnerStatistics
+from llmemory.validation import Filters
+
+__all__ = ["Store"]
+
+_STORED_FIELDS = [field.name for field in fields(StoredDocument)]
+_CHUNK_COLUMNS = (
+    "owner_id",
+    "chunk_id",
+    "document_id",
+    "position",
+    "headings",
+    "content",
+    "content_hash",
+    "start_offset",
+    "end_offset",
+    "token_count",
+    "language",
+)
+_BYTES_A_TOKEN = 4
+
+
+class Store:
+    """The documents of one schema.
+
+    Every method takes a connection, whose transaction is its caller's business.
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    async def find(
+        self,
+        connection: AsyncConnection,
+        owner_id: str,
+        *,
+        external_ids: Sequence[str] = (),
+        document_ids: Sequence[UUID] = (),
+    ) -> list[Row[Any]]:
+        """Return the stored documents with these ids; those found by document id with content."""
+        values: dict[str, Any] = {"owner": owner_id}
+        if document_ids:
+            statement = sql.existing_by_id(self._tables)
+            values["document_ids"] = list(document_ids)
+        else:
+            statement = sql.existing_by_external_id(self._tables)
+            values["external_ids"] = list(external_ids)
+        with translated_errors():
+            return list((await connection.execute(statement, values)).all())
+
+    async def chunks_of(
+        self,
+        connection: AsyncConnection,
+        owner_id: str,
+        document_ids: Sequence[UUID],
+        space_id: int,
+    ) -> dict[UUID, list[StoredChunk]]:
+        """Return the stored chunks of each document, in order."""
+        found: defaultdict[UUID, list[StoredChunk]] = defaultdict(list)
+        values = {
+            "owner": owner_id,
+            "document_ids": list(document_ids),
+            "space": space_id,
+        }
+        with translated_errors():
+            rows = await connection.execute(sql.stored_chunks(self._tables), values)
+        for row in rows:
+            found[row.document_id].append(StoredChunk(*row))
+        return found
+
+    async def write(
+        self,
+        connection: AsyncConnection,
+        plans: Sequence[DocumentPlan],
+        *,
+        space_id: int,
+        vectors: NDArray[np.float32] | None,
+    ) -> None:
+        """Write documents, chunks and vectors, or jobs in place of the vectors.
+
+        Args:
+            connection: In a transaction.
+            plans: What to write.
+            space_id: Space of the vectors or jobs.
+            vectors: One per text that the plans have to embed, in their order; None leaves jobs.
+
+        Raises:
+            ConflictError: A document is not what its plan was made for; nothing must be committed.
+        """
+        now = datetime.now(UTC)
+        with translated_errors():
+            await self._write_documents(connection, plans, now)
+            await self._replace_chunks(connection, plans)
+            # A statement ran, so that the driver is inside the transaction: COPY may follow.
+            await copy_into(
+                connection,
+                self._tables.chunks,
+                _CHUNK_COLUMNS,
+                binary_copy.blocks(_chunk_rows(plans)),
+            )
+            if vectors is None:
+                await self._queue(connection, plans, space_id, now)
+            else:
+                await self._write_vectors(connection, plans, space_id, vectors)
+
+    async def _write_documents(
+        self, connection: AsyncConnection, plans: Sequence[DocumentPlan], now: datetime
+    ) -> None:
+        new = [plan for plan in plans if plan.stored is None]
+        if new:
+            values = _document_arrays(new, now) | sql.arrays(
+                created_at=[now] * len(new),
+                owner_id=[plan.document.owner_id for plan in new],
+            )
+            made = await connection.execute(sql.insert_documents(self._tables), values)
+            if len(made.all()) != len(new):
+                raise ConflictError("Another call added the same external_id; try again.")
+        for owner_id, group in _by_owner(plan for plan in plans if plan.stored is not None):
+            expected = {
+                plan.document_id: plan.stored.content_hash for plan in group if plan.stored
+            }
+            locked = await connection.execute(
+                sql.lock_documents(self._tables),
+                {"owner": owner_id, "document_ids": list(expected)},
+            )
+            if {row.document_id: row.content_hash for row in locked} != expected:
+                raise ConflictError("Another call changed the same document; try again.")
+            await connection.execute(
+                sql.update_documents(self._tables),
+                {"owner": owner_id, **_document_arrays(group, now)},
+            )
+
+    async def _replace_chunks(
+        self, connection: AsyncConnection, plans: Sequence[DocumentPlan]
+    ) -> None:
+        replaced = (plan for plan in plans if plan.stored is not None and plan.chunks is not None)
+        for owner_id, group in _by_owner(replaced):
+            kept = [
+                (position, chunk, plan.document.language)
+                for plan in group
+                for position, chunk in enumerate(plan.chunks or ())
+                if chunk.stored is not None
+            ]
+            await connection.execute(
+                sql.delete_chunks_except(self._tables),
+                {
+                    "owner": owner_id,
+                    "document_ids": [plan.document_id for plan in group],
+                    "kept": [chunk.chunk_id for _, chunk, _ in kept],
+                },
+            )
+            if kept:
+                await connection.execute(
+                    sql.move_chunks(self._tables), {"owner": owner_id, **_move_arrays(kept)}
+                )
+
+    async def _write_vectors(
+        self,
+        connection: AsyncConnection,
+        plans: Sequence[DocumentPlan],
+        space_id: int,
+        vectors: NDArray[np.float32],
+    ) -> None:
+        start = 0
+        for owner_id, group in _runs_of_owner(plans):
+            ids = [chunk.chunk_id for plan in group for chunk in plan.to_embed()]
+            if ids:
+                await copy_into(
+                    connection,
+                    self._tables.embeddings,
+                    ("owner_id", "chunk_id", "space_id", "embedding"),
+                    binary_copy.vector_rows(
+                        owner_id, ids, space_id, vectors[start : start + len(ids)]
+                    ),
+                )
+                start += len(ids)
+            embedded = [
+                plan.document_id
+                for plan in group
+                if plan.stored is not None and plan.chunks is not None
+            ]
+            if embedded:
+                await connection.execute(
+                    sql.delete_jobs(self._tables),
+                    {"owner": owner_id, "document_ids": embedded},
+                )
+
+    async def _queue(
+        self,
+        connection: AsyncConnection,
+        plans: Sequence[DocumentPlan],
+        space_id: int,
+        now: datetime,
+    ) -> None:
+        for owner_id, group in _by_owner(plan for plan in plans if plan.to_embed()):
+            await connection.execute(
+                sql.upsert_jobs(self._tables),
+                {
+                    "owner": owner_id,
+                    "space": space_id,
+                    "now": now,
+                    **sql.arrays(
+                        job_id=[uuid7() for _ in group],
+                        document_id=[plan.document_id for plan in group],
+                    ),
+                },
+            )
+
+    async def get(
+        self, connection: AsyncConnection, owner_id: str, document_id: UUID
+    ) -> Document | None:
+        """Return a document with its content, or None."""
+        with translated_errors():
+            result = await connection.execute(
+                sql.get_document(self._tables),
+                {"owner": owner_id, "document_id": document_id},
+            )
+        row = result.mappings().first()
+        return None if row is None else _document(row)
+
+    async def list(
+        self,
+        connection: AsyncConnection,
+        owner_id: str,
+        filters: Filters,
+        *,
+        limit: int,
+        offset: int,
+    ) -> DocumentListResult:
+        """Return one page of an owner's documents, newest first."""
+        values = {"owner": owner_id, "limit": limit, "offset": offset, **parameters(filters)}
+        with translated_errors():
+            result = await connection.execute(
+                sql.list_documents(self._tables, shape_of(filters)), values
+            )
+        rows = result.mappings().all()
+        total = rows[0]["total_count"]
+        found = [_document(row) for row in rows if row["document_id"] is not None]
+        return DocumentListResult(
+            documents=found,
+            total_count=total,
+            offset=offset,
+            limit=limit,
+            has_more=offset + len(found) < total,
+        )
+
+    async def delete(
+        self,
+        connection: AsyncConnection,
+        owner_id: str,
+        filters: Filters,
+        *,
+        limit: int,
+        document_ids: Sequence[UUID] | None = None,
+        external_ids: Sequence[str] | None = None,
+    ) -> int:
+        """Delete at most `limit` documents that match all that is given; return how many."""
+        chosen: dict[str, Any] = {}
+        if document_ids is not None:
+            chosen["document_ids"] = list(document_ids)
+        if external_ids is not None:
+            chosen["external_ids"] = list(external_ids)
+        statement = sql.delete_documents(self._tables, shape_of(filters), frozenset(chosen))
+        values = {"owner": owner_id, "limit": limit, **chosen, **parameters(filters)}
+        with translated_errors():
+            return (await connection.execute(statement, values)).rowcount
+
+    async def delete_statistics(self, connection: AsyncConnection, owner_id: str) -> None:
+        """Delete what is left of an owner without documents."""
+        with translated_errors():
+            await connection.execute(
+                sql.delete_statistics(self._tables), {"owner": owner_id}
+            )
+
+    async def statistics(
+        self, connection: AsyncConnection, owner_id: str, space_id: int
+    ) -> OwnerStatistics:
+        """Return how much an owner has stored."""
+        with translated_errors():
+            result = await connection.execute(
+                sql.owner_statistics(self._tables), {"owner": owner_id, "space": space_id}
+            )
+        rows = result.all()
+        counted = [row for row in rows if row.document_type is not None]
+        return OwnerStatistics(
+            owner_id=owner_id,
+            document_count=sum(row.documents for row in counted),
+            chunk_count=sum(row.chunks for row in counted),
+            embedding_count=rows[0].vectors,
+            pending_embeddings=rows[0].pending,
+            content_bytes=sum(row.bytes for row in counted),
+            documents_by_type={row.document_type: row.documents for row in counted},
+        )
+
+
+def stored_document(row: Row[Any]) -> StoredDocument:
+    """Return a row of ``Store.find`` as a value."""
+    return StoredDocument(*(getattr(row, name) for name in _STORED_FIELDS))
+
+
+def _document(row: Mapping[str, Any]) -> Document:
+    values = {name: row[name] for name in Document.model_fields if name in row}
+    return Document(**{**values, "document_id": str(row["document_id"])})
+
+
+def _by_owner(plans: Iterable[DocumentPlan]) -> list[tuple[str, list[DocumentPlan]]]:
+    """Group plans by owner: a statement is about one owner."""
+    groups: defaultdict[str, list[DocumentPlan]] = defaultdict(list)
+    for plan in plans:
+        groups[plan.document.owner_id].append(plan)
+    return sorted(groups.items())
+
+
+def _runs_of_owner(plans: Sequence[DocumentPlan]) -> Iterator[tuple[str, list[DocumentPlan]]]:
+    """Group neighbours of one owner, in order, as their vectors are."""
+    run: list[DocumentPlan] = []
+    for plan in plans:
+        if run and run[0].document.owner_id != plan.document.owner_id:
+            yield run[0].document.owner_id, run
+            run = []
+        run.append(plan)
+    if run:
+        yield run[0].document.owner_id, run
+
+
+def _document_arrays(plans: Sequence[DocumentPlan], now: datetime) -> dict[str, Any]:
+    documents = [plan.document for plan in plans]
+    return sql.arrays(
+        document_id=[plan.document_id for plan in plans],
+        external_id=[document.external_id for document in documents],
+        id_at_origin=[document.id_at_origin for document in documents],
+        document_name=[document.document_name for document in documents],
+        document_type=[document.document_type.value for document in documents],
+        document_date=[document.document_date for document in documents],
+        language=[document.language for document in documents],
+        metadata=[json.dumps(document.metadata) for document in documents],
+        content_hash=[document.content_hash for document in documents],
+        content=[document.content for document in documents],
+        chunk_count=[plan.chunk_count for plan in plans],
+        updated_at=[now] * len(plans),
+    )
+
+
+def _move_arrays(kept: Sequence[tuple[int, PlannedChunk, str]]) -> dict[str, Any]:
+    return sql.arrays(
+        chunk_id=[chunk.chunk_id for _, chunk, _ in kept],
+        position=[position for position, _, _ in kept],
+        headings=[json.dumps(chunk.piece.headings) for _, chunk, _ in kept],
+        start_offset=[chunk.piece.start for _, chunk, _ in kept],
+        end_offset=[chunk.piece.end for _, chunk, _ in kept],
+        language=[language for _, _, language in kept],
+    )
+
+
+def _chunk_rows(plans: Iterable[DocumentPlan]) -> Iterator[tuple[bytes, ...]]:
+    for plan in plans:
+        owner_id = binary_copy.text(plan.document.owner_id)
+        document_id = binary_copy.raw(plan.document_id.bytes)
+        language = binary_copy.text(plan.document.language)
+        for position, chunk in enumerate(plan.chunks or ()):
+            if chunk.stored is not None:
+                continue
+            piece = chunk.piece
+            content = piece.content.encode()
+            yield (
+                owner_id,
+                binary_copy.raw(chunk.chunk_id.bytes),
+                document_id,
+                binary_copy.integer(position),
+                binary_copy.text_array(piece.headings),
+                binary_copy.raw(content),
+                binary_copy.raw(chunk.content_hash),
+                binary_copy.integer(piece.start),
+                binary_copy.integer(piece.end),
+                # An estimate: common tokenizers make one token of some four bytes of English.
+                binary_copy.integer(-(-len(content) // _BYTES_A_TOKEN)),
+                language,
+            )

@@ -1,0 +1,266 @@
+"""What users pass in and get back: plain values, ready to be returned from a web endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date, datetime
+from enum import StrEnum
+from typing import Any, Literal, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "Document",
+    "DocumentAddResult",
+    "DocumentHits",
+    "DocumentListResult",
+    "DocumentType",
+    "Health",
+    "NewDocument",
+    "OwnerStatistics",
+    "Progress",
+    "SearchResult",
+    "SearchResultWithDocuments",
+    "SearchType",
+]
+
+
+class _Choice(StrEnum):
+    """An enumeration that accepts values and names in any case."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        if isinstance(value, str):
+            wanted = value.strip().lower()
+            for member in cls:
+                if wanted in (member.value, member.name.lower()):
+                    return member
+        return None
+
+
+class DocumentType(_Choice):
+    """What kind of text a document is. MARKDOWN decides how it is split; all can be filtered."""
+
+    EMAIL = "email"
+    REPORT = "report"
+    BUSINESS_REPORT = "business_report"
+    TECHNICAL_DOC = "technical_doc"
+    PRESENTATION = "presentation"
+    LEGAL_DOCUMENT = "legal_document"
+    PDF = "pdf"
+    MARKDOWN = "markdown"
+    CODE = "code"
+    TEXT = "text"
+    HTML = "html"
+    DOCX = "docx"
+    CHAT = "chat"
+    GENERAL = "general"
+
+
+class SearchType(_Choice):
+    """How to search: by meaning, by words, or by both fused."""
+
+    VECTOR = "vector"
+    TEXT = "text"
+    HYBRID = "hybrid"
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class NewDocument(_Value):
+    """A document to add in bulk: the arguments of ``add_document`` as one value.
+
+    Lengths and characters are checked when it is added, so that bulk and single adding have one
+    set of rules.
+    """
+
+    owner_id: str | int | UUID
+    document_name: str | None = None
+    content: str
+    document_type: DocumentType | str = DocumentType.GENERAL
+    id_at_origin: str | int | UUID | None = None
+    external_id: str | int | UUID | None = None
+    additional_metadata: Mapping[str, Any] | None = None
+    document_date: datetime | date | str | None = None
+    language: str | None = None
+
+
+class DocumentAddResult(_Value):
+    """What adding or updating a document did.
+
+    Attributes:
+        status: "created"; "replaced" where the content was new; "unchanged" where the content
+            was the same, so that nothing was split or embedded (name, type, dates and metadata
+            are brought up to date all the same).
+        chunks_created: Chunks the document has now; 0 where it is unchanged.
+        embeddings_created: Vectors computed by this call.
+        embeddings_queued: Vectors left to ``process_pending_embeddings``.
+        processing_time_ms: Milliseconds spent; in bulk, its batch's time shared evenly.
+    """
+
+    document_id: str
+    document_name: str
+    status: Literal["created", "replaced", "unchanged"]
+    chunks_created: int
+    embeddings_created: int
+    embeddings_queued: int
+    processing_time_ms: float
+
+
+class Document(_Value):
+    """A stored document.
+
+    Attributes:
+        content: The text as it was added; None in listings.
+        chunk_count: Chunks it was split into.
+        document_date: The date it carries, with time zone; None if none was given.
+    """
+
+    document_id: str
+    owner_id: str
+    document_name: str
+    document_type: DocumentType
+    id_at_origin: str | None
+    external_id: str | None
+    document_date: datetime | None
+    language: str
+    metadata: dict[str, Any]
+    chunk_count: int
+    created_at: datetime
+    updated_at: datetime
+    content: str | None = None
+
+
+class DocumentListResult(_Value):
+    """One page of an owner's documents, newest first.
+
+    Attributes:
+        total_count: Documents that match, on all pages.
+        has_more: Whether a further page exists.
+    """
+
+    documents: list[Document]
+    total_count: int
+    offset: int
+    limit: int
+    has_more: bool
+
+
+class SearchResult(_Value):
+    """A passage that was found.
+
+    Attributes:
+        score: 0 to 1, comparable within one search.
+        headings: Markdown headings above the passage, outermost first.
+        position: Number of the chunk within its document, from 0.
+        start: Offset of its first character in the document's content.
+        end: Offset behind its last character.
+        similarity: Cosine similarity to the query, -1 to 1; None if the vector arm did not find it.
+        lexical_score: BM25 score, 0 or more; None if the word arm did not find it.
+        vector_rank: Rank in the vector arm, from 1.
+        text_rank: Rank in the word arm, from 1.
+    """
+
+    chunk_id: str
+    document_id: str
+    document_name: str
+    document_type: DocumentType
+    content: str
+    score: float
+    metadata: dict[str, Any]
+    id_at_origin: str | None
+    external_id: str | None
+    document_date: datetime | None
+    headings: list[str]
+    position: int
+    start: int
+    end: int
+    similarity: float | None
+    lexical_score: float | None
+    vector_rank: int | None
+    text_rank: int | None
+
+
+class DocumentHits(_Value):
+    """The hits of one document.
+
+    Attributes:
+        score: Score of its best hit.
+        results: Its hits, best first.
+    """
+
+    document_id: str
+    document_name: str
+    document_type: DocumentType
+    metadata: dict[str, Any]
+    score: float
+    results: list[SearchResult]
+
+
+class SearchResultWithDocuments(_Value):
+    """Hits, and the same hits grouped by document.
+
+    Attributes:
+        results: All hits, best first.
+        documents: One entry per document, the one with the best hit first.
+    """
+
+    results: list[SearchResult]
+    documents: list[DocumentHits]
+
+
+class OwnerStatistics(_Value):
+    """How much an owner has stored.
+
+    Attributes:
+        documents_by_type: Number of documents of each type that occurs.
+        content_bytes: Size of all contents, in bytes of UTF-8.
+        embedding_count: Vectors in the space that searches use.
+        pending_embeddings: Documents whose vectors wait to be made.
+    """
+
+    owner_id: str
+    document_count: int
+    chunk_count: int
+    embedding_count: int
+    pending_embeddings: int
+    content_bytes: int
+    documents_by_type: dict[DocumentType, int] = Field(default_factory=dict)
+
+
+class Health(_Value):
+    """Whether a memory can work.
+
+    Attributes:
+        healthy: True if the database answers and its schema is the one the library needs.
+        problem: What is wrong and what to do; None if nothing is.
+        latency_ms: Milliseconds for one round trip to the database; None if it did not answer.
+    """
+
+    healthy: bool
+    problem: str | None
+    schema_name: str
+    revision: str | None
+    expected_revision: str
+    postgresql_version: str | None
+    pgvector_version: str | None
+    embedding_model: str | None
+    embedding_dimensions: int | None
+    latency_ms: float | None
+
+
+class Progress(_Value):
+    """How far a bulk call has come.
+
+    Attributes:
+        documents: Documents written so far.
+        chunks: Chunks written so far.
+        total: Documents to write, or None where the iterable does not tell.
+    """
+
+    documents: int
+    chunks: int
+    total: int | None

@@ -1,0 +1,414 @@
+"""Checking what callers pass, before anything is embedded or stored. Pure.
+
+One rule for characters everywhere: NUL and lone surrogates, which PostgreSQL cannot hold, are
+refused, never cleaned away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from enum import Enum
+from typing import Any, NoReturn, TypeVar
+from uuid import UUID
+
+from llmemory.errors import DocumentNotFoundError, ValidationError
+from llmemory.settings import LANGUAGES, Settings
+from llmemory.types import DocumentType, NewDocument, SearchType
+
+__all__ = [
+    "CheckedDocument",
+    "Filters",
+    "SearchRequest",
+    "checked_document",
+    "checked_document_ids",
+    "checked_external_ids",
+    "checked_filters",
+    "checked_identifier",
+    "checked_metadata",
+    "checked_page",
+    "checked_search",
+    "checked_text",
+    "document_uuid",
+]
+
+NAMELESS_EMAIL = "(no subject)"
+
+Choice = TypeVar("Choice", DocumentType, SearchType)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedDocument:
+    """A document that may be stored: every value valid and in its stored form."""
+
+    owner_id: str
+    document_name: str
+    document_type: DocumentType
+    content: str
+    content_hash: bytes
+    id_at_origin: str | None
+    external_id: str | None
+    metadata: dict[str, Any]
+    document_date: datetime | None
+    language: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """Conditions on documents, all of which must hold; None means any."""
+
+    document_type: DocumentType | None = None
+    id_at_origin: str | None = None
+    date_from: datetime | None = None
+    date_to: datetime | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def is_empty(self) -> bool:
+        """Return whether every document passes."""
+        return self == Filters()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchRequest:
+    """A search that may be run."""
+
+    owner_id: str
+    query_text: str
+    search_type: SearchType
+    limit: int
+    offset: int
+    alpha: float
+    language: str | None
+    filters: Filters
+
+
+def checked_document(document: NewDocument | Mapping[str, Any], settings: Settings) -> CheckedDocument:
+    """Return `document` in its stored form.
+
+    Raises:
+        ValidationError: A value is missing, of the wrong type, empty, too long or not storable.
+    """
+    if isinstance(document, NewDocument):
+        document = {name: getattr(document, name) for name in NewDocument.model_fields}
+    elif not isinstance(document, Mapping):
+        _refuse("document", "must be a NewDocument or a mapping of add_document's arguments")
+    unknown = set(document) - set(NewDocument.model_fields)
+    if unknown:
+        _refuse("document", f"has unknown arguments: {', '.join(sorted(map(str, unknown)))}")
+    document_type = _choice(
+        document.get("document_type", DocumentType.GENERAL), DocumentType, "document_type"
+    )
+    content = checked_text(document.get("content"), "content")
+    encoded = content.encode()
+    if len(encoded) > settings.max_content_bytes:
+        _refuse(
+            "content",
+            f"has {len(encoded)} bytes, more than max_content_bytes = "
+            f"{settings.max_content_bytes}; split it or raise the setting",
+        )
+    name = document.get("document_name")
+    if document_type is DocumentType.EMAIL and (
+        name is None or (isinstance(name, str) and not name.strip())
+    ):
+        name = NAMELESS_EMAIL
+    return CheckedDocument(
+        owner_id=checked_identifier(document.get("owner_id"), "owner_id", settings),
+        document_name=checked_text(name, "document_name", settings.max_name_length),
+        document_type=document_type,
+        content=content,
+        content_hash=hashlib.sha256(encoded).digest(),
+        id_at_origin=_optional_identifier(document.get("id_at_origin"), "id_at_origin", settings),
+        external_id=_optional_identifier(document.get("external_id"), "external_id", settings),
+        metadata=checked_metadata(document.get("additional_metadata"), settings),
+        document_date=_moment(document.get("document_date"), "document_date"),
+        language=_language(document.get("language")) or settings.language,
+    )
+
+
+def checked_search(
+    *,
+    owner_id: object,
+    query_text: object,
+    search_type: object,
+    limit: object,
+    offset: object,
+    alpha: object,
+    language: object,
+    filters: Filters,
+    settings: Settings,
+) -> SearchRequest:
+    """Return the search if it may be run.
+
+    Raises:
+        ValidationError: A value is of the wrong type or out of range.
+    """
+    checked_limit, checked_offset = checked_page(limit, offset, settings)
+    kind = _choice(search_type, SearchType, "search_type")
+    weight = _fraction(alpha, "alpha")
+    if kind is SearchType.HYBRID and weight in {0.0, 1.0}:
+        # An arm without weight need not run.
+        kind = SearchType.VECTOR if weight == 1.0 else SearchType.TEXT
+    return SearchRequest(
+        owner_id=checked_identifier(owner_id, "owner_id", settings),
+        query_text=checked_text(query_text, "query_text", settings.max_query_length),
+        search_type=kind,
+        limit=checked_limit,
+        offset=checked_offset,
+        alpha=weight,
+        language=_language(language),
+        filters=filters,
+    )
+
+
+def checked_filters(
+    settings: Settings,
+    *,
+    metadata_filter: object = None,
+    document_type: object = None,
+    id_at_origin: object = None,
+    date_from: object = None,
+    date_to: object = None,
+) -> Filters:
+    """Return the conditions if they make sense.
+
+    Raises:
+        ValidationError: A value is of the wrong type, an operator is unknown, or the range of
+            dates is empty.
+    """
+    metadata = checked_metadata(metadata_filter, settings, "metadata_filter")
+    for key in metadata:
+        if key.startswith("$"):
+            _refuse("metadata_filter", f"has an unknown operator {key[:40]!r}")
+    first = _moment(date_from, "date_from")
+    last = _moment(date_to, "date_to", end_of_day=True)
+    if first is not None and last is not None and first > last:
+        _refuse("date_from", "is later than date_to")
+    return Filters(
+        document_type=(
+            None
+            if document_type is None
+            else _choice(document_type, DocumentType, "document_type")
+        ),
+        id_at_origin=_optional_identifier(id_at_origin, "id_at_origin", settings),
+        date_from=first,
+        date_to=last,
+        metadata=metadata,
+    )
+
+
+def checked_page(limit: object, offset: object, settings: Settings) -> tuple[int, int]:
+    """Return limit and offset if they are in range.
+
+    Raises:
+        ValidationError: The limit is not 1 to ``max_limit``, or the offset is negative.
+    """
+    limit, offset = _integer(limit, "limit"), _integer(offset, "offset")
+    if not 1 <= limit <= settings.max_limit:
+        _refuse("limit", f"must be 1 to {settings.max_limit} (max_limit), not {limit}")
+    if not 0 <= offset < 2**63:
+        _refuse("offset", "must be 0 or more")
+    return limit, offset
+
+
+def checked_text(value: object, name: str, longest: int | None = None) -> str:
+    """Return `value` if it is text that PostgreSQL can hold and more than white space.
+
+    Raises:
+        ValidationError: It is no text, blank, longer than `longest` characters, or holds a NUL
+            character or a lone surrogate.
+    """
+    if not isinstance(value, str):
+        _refuse(name, f"must be text, not {type(value).__name__}")
+    if not value or value.isspace():
+        _refuse(name, "must not be empty or blank")
+    if longest is not None and len(value) > longest:
+        _refuse(name, f"has {len(value)} characters, more than {longest}")
+    _check_characters(value, name)
+    return str(value)
+
+
+def checked_identifier(value: object, name: str, settings: Settings) -> str:
+    """Return an id as text; int and UUID are taken as well.
+
+    Raises:
+        ValidationError: It is of another type, blank, or longer than ``max_id_bytes``.
+    """
+    if isinstance(value, UUID) or (isinstance(value, int) and not isinstance(value, bool)):
+        return str(value)
+    if not isinstance(value, str):
+        _refuse(name, f"must be text, int or UUID, not {type(value).__name__}")
+    text = checked_text(value, name)
+    if (size := len(text.encode())) > settings.max_id_bytes:
+        _refuse(name, f"has {size} bytes, more than max_id_bytes = {settings.max_id_bytes}")
+    return text
+
+
+def document_uuid(value: object) -> UUID:
+    """Return a document's id as a UUID.
+
+    Raises:
+        ValidationError: It is neither text nor a UUID.
+        DocumentNotFoundError: It is text that no document has as its id.
+    """
+    if isinstance(value, UUID):
+        return value
+    if not isinstance(value, str):
+        _refuse("document_id", f"must be text or a UUID, not {type(value).__name__}")
+    try:
+        return UUID(value)
+    except ValueError:
+        raise DocumentNotFoundError(
+            "No document has this id; ids come from add_document and list_documents.",
+            document_id=value[:100],
+        ) from None
+
+
+def checked_document_ids(values: object) -> list[UUID] | None:
+    """Return documents' ids, without those that no document can have."""
+    found = []
+    for value in _sequence(values, "document_ids") or ():
+        try:
+            found.append(document_uuid(value))
+        except DocumentNotFoundError:
+            continue
+    return None if values is None else found
+
+
+def checked_external_ids(values: object, settings: Settings) -> list[str] | None:
+    """Return documents' external ids as text."""
+    given = _sequence(values, "external_ids")
+    if given is None:
+        return None
+    return [checked_identifier(value, "external_ids", settings) for value in given]
+
+
+def _sequence(values: object, name: str) -> list[object] | None:
+    if values is None:
+        return None
+    if not isinstance(values, Sequence | Set) or isinstance(values, str | bytes):
+        _refuse(name, f"must be a list of ids, not {type(values).__name__}")
+    return list(values)
+
+
+def checked_metadata(
+    value: object, settings: Settings, name: str = "additional_metadata"
+) -> dict[str, Any]:
+    """Return metadata as plain JSON values: datetime, date, UUID and Decimal become ISO text.
+
+    Raises:
+        ValidationError: It is no mapping, holds something else than JSON has, is nested deeper
+            than ``max_metadata_depth`` or larger than ``max_metadata_bytes``.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        _refuse(name, f"must be a mapping, not {type(value).__name__}")
+    plain: dict[str, Any] = _plain(value, name, settings.max_metadata_depth)
+    size = len(json.dumps(plain, ensure_ascii=False).encode())
+    if size > settings.max_metadata_bytes:
+        _refuse(
+            name, f"has {size} bytes, more than max_metadata_bytes = {settings.max_metadata_bytes}"
+        )
+    return plain
+
+
+def _plain(value: object, name: str, depth: int) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Enum):
+        return _plain(value.value, name, depth)
+    if isinstance(value, str):
+        _check_characters(value, name)
+        return str(value)
+    if isinstance(value, int):
+        if abs(value) >= 10**400:
+            _refuse(name, "holds an integer of more than 400 digits; pass it as text")
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            _refuse(name, "holds a number that is not finite, which JSON has no form for")
+        return float(value)
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, UUID | Decimal):
+        if isinstance(value, Decimal) and not value.is_finite():
+            _refuse(name, "holds a number that is not finite, which JSON has no form for")
+        return str(value)
+    if depth == 0 and isinstance(value, Mapping | list | tuple):
+        _refuse(name, "is nested deeper than max_metadata_depth")
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                _refuse(name, f"has a key of type {type(key).__name__}; keys must be text")
+            _check_characters(key, name)
+        return {str(key): _plain(item, name, depth - 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, name, depth - 1) for item in value]
+    _refuse(name, f"holds a {type(value).__name__}, which JSON has no form for")
+
+
+def _check_characters(value: str, name: str) -> None:
+    if "\0" in value:
+        _refuse(name, "holds a NUL character, which PostgreSQL cannot store; remove it first")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        _refuse(name, "holds a lone surrogate, which is no character; decode the source properly")
+
+
+def _optional_identifier(value: object, name: str, settings: Settings) -> str | None:
+    return None if value is None else checked_identifier(value, name, settings)
+
+
+def _choice(value: object, choices: type[Choice], name: str) -> Choice:
+    try:
+        return choices(value)
+    except ValueError:
+        _refuse(name, f"must be one of {', '.join(choices)}")
+
+
+def _language(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or value not in LANGUAGES:
+        _refuse("language", f"must be one of {', '.join(LANGUAGES)}")
+    return value
+
+
+def _moment(value: object, name: str, *, end_of_day: bool = False) -> datetime | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        try:
+            value = date.fromisoformat(value) if len(value) == 10 else datetime.fromisoformat(value)
+        except ValueError:
+            _refuse(name, "must be a datetime, a date or ISO 8601 text such as 2025-01-31T09:30")
+    if isinstance(value, datetime):
+        try:
+            return (value if value.tzinfo else value.replace(tzinfo=UTC)).astimezone(UTC)
+        except OverflowError:
+            _refuse(name, "is too near the first or last year that a datetime can hold")
+    if isinstance(value, date):
+        return datetime.combine(value, time.max if end_of_day else time.min, tzinfo=UTC)
+    _refuse(name, f"must be a datetime, a date or ISO 8601 text, not {type(value).__name__}")
+
+
+def _integer(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        _refuse(name, f"must be an integer, not {type(value).__name__}")
+    return value
+
+
+def _fraction(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        _refuse(name, "must be a number from 0 to 1")
+    return float(value)
+
+
+def _refuse(name: str, problem: str) -> NoReturn:
+    raise ValidationError(f"{name} {problem}.", field=name)

@@ -1,0 +1,383 @@
+"""The write path: plan, embed outside any transaction, then write in one."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+from uuid import UUID
+
+import anyio
+import anyio.to_thread
+import numpy as np
+from numpy.typing import NDArray
+
+from llmemory.database import Database, Session
+from llmemory.embedding.base import Embedder, embed_checked
+from llmemory.errors import ConflictError, DocumentNotFoundError, ValidationError
+from llmemory.ingestion import (
+    DocumentPlan,
+    StoredChunk,
+    StoredDocument,
+    is_unchanged,
+    plan_document,
+)
+from llmemory.settings import Settings
+from llmemory.spaces import Space
+from llmemory.store import Store, stored_document
+from llmemory.types import DocumentAddResult, NewDocument, Progress
+from llmemory.validation import CheckedDocument, checked_document
+
+__all__ = ["Documents", "Embed", "Writer"]
+
+Embed: TypeAlias = Literal["now", "later"]
+Documents: TypeAlias = (
+    Iterable[NewDocument | Mapping[str, Any]] | AsyncIterable[NewDocument | Mapping[str, Any]]
+)
+
+ATTEMPTS = 8
+BATCH_DOCUMENTS = 256
+BATCH_CHARACTERS = 1_000_000
+# Checking and splitting more text than this would hold up the event loop; a thread does it.
+INLINE_CHARACTERS = 50_000
+
+
+@dataclass
+class _Prepared:
+    """A batch on its way: planned and embedded, not yet written."""
+
+    documents: list[CheckedDocument]
+    plans: list[DocumentPlan]
+    vectors: NDArray[np.float32] | None
+    started: float = field(default_factory=time.perf_counter)
+
+
+class Writer:
+    """Adds and replaces documents, one or many, by one path."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: Store,
+        embedder: Embedder,
+        space: Space,
+        settings: Settings,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._embedder = embedder
+        self._space = space
+        self._settings = settings
+
+    async def check(
+        self, document: NewDocument | Mapping[str, Any], index: int | None = None
+    ) -> CheckedDocument:
+        """Return `document` checked; a long one is checked in a worker thread.
+
+        Raises:
+            ValidationError: It may not be stored; ``index`` says which of many it is.
+        """
+        given = document.content if isinstance(document, NewDocument) else None
+        if isinstance(document, Mapping):
+            given = document.get("content")
+        if isinstance(given, str) and len(given) > INLINE_CHARACTERS:
+            return await anyio.to_thread.run_sync(self._check, document, index)
+        return self._check(document, index)
+
+    def _check(
+        self, document: NewDocument | Mapping[str, Any], index: int | None
+    ) -> CheckedDocument:
+        try:
+            return checked_document(document, self._settings)
+        except ValidationError as error:
+            if index is None:
+                raise
+            raise ValidationError(
+                f"Document {index}: {error}", field=error.field, index=index
+            ) from None
+
+    def _check_all(self, documents: Sequence[NewDocument | Mapping[str, Any]]) -> None:
+        for index, document in enumerate(documents):
+            self._check(document, index)
+
+    async def write(
+        self, documents: list[CheckedDocument], *, embed: Embed, session: Session | None = None
+    ) -> list[DocumentAddResult]:
+        """Write `documents` in one transaction; return one result each, in order.
+
+        Args:
+            documents: No two with the same owner and external_id.
+            embed: "now", or "later" to leave jobs.
+            session: The caller's transaction to join.
+
+        Raises:
+            ConflictError: Concurrent changes won every time, or once within the caller's
+                transaction, which only the caller can begin anew.
+        """
+        return await self._commit(await self._prepare(documents, embed, session), embed, session)
+
+    async def update(
+        self,
+        owner_id: str,
+        document_id: UUID,
+        changes: Mapping[str, Any],
+        *,
+        embed: Embed,
+        session: Session | None,
+    ) -> DocumentAddResult:
+        """Change what `changes` names of one document, by the names of ``add_document``.
+
+        Raises:
+            DocumentNotFoundError: The owner has no such document.
+            ValidationError: A new value may not be stored.
+        """
+        started = time.perf_counter()
+        for attempt in range(1, ATTEMPTS + 1):
+            async with self._database.connect(session) as connection:
+                rows = await self._store.find(connection, owner_id, document_ids=[document_id])
+                if not rows:
+                    raise DocumentNotFoundError(
+                        "This owner has no document of this id; see list_documents.",
+                        document_id=str(document_id),
+                    )
+                stored = stored_document(rows[0])
+                before = {
+                    "owner_id": owner_id,
+                    "content": rows[0].content,
+                    "document_name": stored.document_name,
+                    "document_type": stored.document_type,
+                    "id_at_origin": stored.id_at_origin,
+                    "external_id": stored.external_id,
+                    "additional_metadata": stored.metadata,
+                    "document_date": stored.document_date,
+                    "language": stored.language,
+                }
+                document = await self.check({**before, **changes})
+                chunks: dict[UUID, list[StoredChunk]] = {}
+                if not is_unchanged(document, stored):
+                    chunks = await self._store.chunks_of(
+                        connection, owner_id, [document_id], self._space.space_id
+                    )
+            prepared = await self._planned([document], [stored], chunks, embed)
+            try:
+                await self._write(prepared, session)
+                break
+            except ConflictError:
+                if session is not None or attempt == ATTEMPTS:
+                    raise
+        spent = (time.perf_counter() - started) * 1000
+        return _result(prepared.plans[0], embed, spent)
+
+    async def stream(
+        self,
+        documents: Documents,
+        *,
+        embed: Embed,
+        on_progress: Callable[[Progress], Any] | None,
+        session: Session | None,
+    ) -> list[DocumentAddResult]:
+        """Write any number of documents in batches, the next being embedded while one is written.
+
+        Raises:
+            ValidationError: A document may not be stored. Of a sequence nothing is stored then;
+                of an iterator what came before it may be.
+        """
+        total = len(documents) if isinstance(documents, Sequence) else None
+        if isinstance(documents, Sequence) and not isinstance(documents, str):
+            await anyio.to_thread.run_sync(self._check_all, documents)
+        results: list[DocumentAddResult] = []
+        chunks = 0
+
+        async def commit(prepared: _Prepared) -> None:
+            nonlocal chunks
+            written = await self._commit(prepared, embed, session)
+            results.extend(written)
+            chunks += sum(result.chunks_created for result in written)
+            if on_progress is not None:
+                on_progress(Progress(documents=len(results), chunks=chunks, total=total))
+
+        if session is not None:
+            # One transaction is one connection: its statements cannot overlap.
+            async for batch in self._batches(documents):
+                await commit(await self._prepare(batch, embed, session))
+            return results
+        send, receive = anyio.create_memory_object_stream[_Prepared](0)
+
+        async def produce() -> None:
+            async with send:
+                async for batch in self._batches(documents):
+                    await send.send(await self._prepare(batch, embed, None))
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(produce)
+                async with receive:
+                    async for prepared in receive:
+                        await commit(prepared)
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+        return results
+
+    async def _batches(self, documents: Documents) -> AsyncIterator[list[CheckedDocument]]:
+        batch: list[CheckedDocument] = []
+        keys: set[tuple[str, str | None]] = set()
+        characters = 0
+        index = 0
+        async for document in _asynchronous(documents):
+            checked = await self.check(document, index)
+            index += 1
+            key = (checked.owner_id, checked.external_id)
+            is_repeated = checked.external_id is not None and key in keys
+            if batch and (
+                is_repeated
+                or len(batch) >= BATCH_DOCUMENTS
+                or characters + len(checked.content) > BATCH_CHARACTERS
+            ):
+                yield batch
+                batch, keys, characters = [], set(), 0
+            batch.append(checked)
+            keys.add(key)
+            characters += len(checked.content)
+        if batch:
+            yield batch
+
+    async def _prepare(
+        self, documents: list[CheckedDocument], embed: Embed, session: Session | None
+    ) -> _Prepared:
+        started = time.perf_counter()
+        stored, chunks = await self._read_stored(documents, session)
+        prepared = await self._planned(documents, stored, chunks, embed)
+        prepared.started = started
+        return prepared
+
+    async def _planned(
+        self,
+        documents: list[CheckedDocument],
+        stored: list[StoredDocument | None],
+        chunks: dict[UUID, list[StoredChunk]],
+        embed: Embed,
+    ) -> _Prepared:
+        plans = await self._plan(documents, stored, chunks)
+        if embed == "later":
+            return _Prepared(documents, plans, None)
+        texts = [chunk.piece.content for plan in plans for chunk in plan.to_embed()]
+        vectors = await embed_checked(
+            self._embedder,
+            texts,
+            purpose="document",
+            batch_size=self._settings.embedding_batch_size,
+        )
+        return _Prepared(documents, plans, vectors)
+
+    async def _read_stored(
+        self, documents: list[CheckedDocument], session: Session | None
+    ) -> tuple[list[StoredDocument | None], dict[UUID, list[StoredChunk]]]:
+        """Return what each document replaces, and the chunks of those that have changed."""
+        found: list[StoredDocument | None] = [None] * len(documents)
+        chunks: dict[UUID, list[StoredChunk]] = {}
+        wanted: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        for number, document in enumerate(documents):
+            if document.external_id is not None:
+                wanted[document.owner_id][document.external_id] = number
+        if not wanted:
+            return found, chunks
+        async with self._database.connect(session) as connection:
+            for owner_id, numbers in wanted.items():
+                rows = await self._store.find(connection, owner_id, external_ids=list(numbers))
+                changed = []
+                for stored in map(stored_document, rows):
+                    number = numbers[stored.external_id or ""]
+                    found[number] = stored
+                    if not is_unchanged(documents[number], stored):
+                        changed.append(stored.document_id)
+                if changed:
+                    chunks |= await self._store.chunks_of(
+                        connection, owner_id, changed, self._space.space_id
+                    )
+        return found, chunks
+
+    async def _plan(
+        self,
+        documents: list[CheckedDocument],
+        stored: list[StoredDocument | None],
+        chunks: dict[UUID, list[StoredChunk]],
+    ) -> list[DocumentPlan]:
+        def plan() -> list[DocumentPlan]:
+            return [
+                plan_document(
+                    document,
+                    self._settings,
+                    before,
+                    chunks.get(before.document_id, ()) if before is not None else (),
+                )
+                for document, before in zip(documents, stored, strict=True)
+            ]
+
+        if sum(len(document.content) for document in documents) > INLINE_CHARACTERS:
+            return await anyio.to_thread.run_sync(plan)
+        return plan()
+
+    async def _commit(
+        self, prepared: _Prepared, embed: Embed, session: Session | None
+    ) -> list[DocumentAddResult]:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                await self._write(prepared, session)
+                break
+            except ConflictError:
+                if session is not None or attempt == ATTEMPTS:
+                    raise
+                # What the plans were made for has changed: look again, embed what is new.
+                started = prepared.started
+                prepared = await self._prepare(prepared.documents, embed, session)
+                prepared.started = started
+        spent = (time.perf_counter() - prepared.started) * 1000 / len(prepared.plans)
+        return [_result(plan, embed, spent) for plan in prepared.plans]
+
+    async def _write(self, prepared: _Prepared, session: Session | None) -> None:
+        plans = [plan for plan in prepared.plans if not plan.writes_nothing]
+        if not plans:
+            return
+        async with self._database.transaction(session) as connection:
+            await self._store.write(
+                connection, plans, space_id=self._space.space_id, vectors=prepared.vectors
+            )
+
+
+def _result(plan: DocumentPlan, embed: Embed, spent_ms: float) -> DocumentAddResult:
+    wanting = len(plan.to_embed())
+    return DocumentAddResult(
+        document_id=str(plan.document_id),
+        document_name=plan.document.document_name,
+        status=plan.status,
+        chunks_created=0 if plan.chunks is None else len(plan.chunks),
+        embeddings_created=wanting if embed == "now" else 0,
+        embeddings_queued=wanting if embed == "later" else 0,
+        processing_time_ms=spent_ms,
+    )
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _asynchronous(
+    documents: Documents,
+) -> AsyncIterator[NewDocument | Mapping[str, Any]]:
+    if isinstance(documents, AsyncIterable):
+        async for document in documents:
+            yield document
+        return
+    if isinstance(documents, Mapping | str) or not isinstance(documents, Iterable):
+        raise ValidationError(
+            "documents must be an iterable of NewDocument or mappings, "
+            f"not {type(documents).__name__}.",
+            field="documents",
+        )
+    for document in documents:
+        yield document
