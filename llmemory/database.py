@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TypeAlias
+from urllib.parse import unquote, urlsplit
 
 import anyio
 import anyio.to_thread
@@ -101,7 +103,7 @@ class Database:
             return url
         from llmemory import embedded
 
-        folder = embedded.data_folder_from_url(url) if url else None
+        folder = _embedded_folder(url)
         # Starting waits for processes and file locks, which must not stop the event loop.
         server = await anyio.to_thread.run_sync(embedded.start, folder)
         if self._release_server is None:
@@ -167,6 +169,19 @@ class Database:
         release, self._release_server = self._release_server, None
         if release is not None:
             await anyio.to_thread.run_sync(release)
+
+
+def _embedded_folder(url: str) -> Path | None:
+    """Return the data folder that ``embedded:///folder`` names; None is the default one."""
+    if not url or url in {"embedded:", "embedded://"}:
+        return None
+    parts = urlsplit(url)
+    if parts.netloc or not parts.path.strip("/") or parts.query:
+        raise ConfigurationError(
+            "An embedded server is named as embedded:///absolute/path/of/its/data, or embedded:// "
+            "for the default folder."
+        )
+    return Path(unquote(parts.path))
 
 
 async def _dispose_with_loop(engine: AsyncEngine) -> AsyncGenerator[None]:

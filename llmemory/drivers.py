@@ -87,17 +87,18 @@ def create_engine(url: str, settings: Settings) -> AsyncEngine:
 
 def _psycopg_creator(url: str, settings: Settings) -> Callable[[], Awaitable[Any]]:
     import psycopg
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
     try:
-        given = psycopg.conninfo.conninfo_to_dict(url)
+        given = conninfo_to_dict(url)
     except psycopg.Error:
         # The cause would show the string, and with it the password.
         raise ConfigurationError(_UNPARSABLE) from None
-    defaults = {
+    defaults: dict[str, Any] = {
         "connect_timeout": max(2, round(settings.connect_timeout_s)),
         "application_name": "llmemory",
     }
-    conninfo = psycopg.conninfo.make_conninfo(**{**defaults, **given})
+    conninfo = make_conninfo(**{**defaults, **given})
 
     async def connect() -> Any:
         try:

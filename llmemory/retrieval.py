@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from llmemory.drivers import translated_errors
@@ -71,7 +71,7 @@ def _vector_text(vector: NDArray[np.float32]) -> str:
     return "[" + ",".join(map(str, vector.tolist())) + "]"
 
 
-def _result(row: Mapping[str, Any]) -> SearchResult:
+def _result(row: RowMapping) -> SearchResult:
     return SearchResult(
         chunk_id=str(row["chunk_id"]),
         document_id=str(row["document_id"]),

@@ -53,7 +53,7 @@ async def open_space(
             row = await _default(connection, tables)
     if row is None:
         raise RuntimeError("the embedding space that was just made is gone")
-    stored = Space(*row)
+    stored = Space(row.space_id, row.provider, row.model, row.dimensions)
     given = Space(stored.space_id, provider, model, dimensions)
     if stored != given:
         raise EmbedderMismatchError(
@@ -66,4 +66,5 @@ async def open_space(
 
 
 async def _default(connection: AsyncConnection, tables: Tables) -> Row[Any] | None:
-    return (await connection.execute(sql.default_space(tables))).first()
+    row: Row[Any] | None = (await connection.execute(sql.default_space(tables))).first()
+    return row

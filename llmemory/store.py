@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
@@ -12,7 +12,7 @@ from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Row
+from sqlalchemy import Row, RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 from uuid_utils.compat import uuid7
 
@@ -323,7 +323,7 @@ def stored_document(row: Row[Any]) -> StoredDocument:
     return StoredDocument(*(getattr(row, name) for name in _STORED_FIELDS))
 
 
-def _document(row: Mapping[str, Any]) -> Document:
+def _document(row: RowMapping) -> Document:
     values = {name: row[name] for name in Document.model_fields if name in row}
     return Document(**{**values, "document_id": str(row["document_id"])})
 

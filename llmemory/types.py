@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 __all__ = [
     "Document",
@@ -24,6 +24,10 @@ __all__ = [
     "SearchResultWithDocuments",
     "SearchType",
 ]
+
+
+Timestamp: TypeAlias = Annotated[datetime, AfterValidator(lambda value: value.astimezone(UTC))]
+"""A point in time, in UTC whichever time zone the driver gave it."""
 
 
 class _Choice(StrEnum):
@@ -125,12 +129,12 @@ class Document(_Value):
     document_type: DocumentType
     id_at_origin: str | None
     external_id: str | None
-    document_date: datetime | None
+    document_date: Timestamp | None
     language: str
     metadata: dict[str, Any]
     chunk_count: int
-    created_at: datetime
-    updated_at: datetime
+    created_at: Timestamp
+    updated_at: Timestamp
     content: str | None = None
 
 
@@ -173,7 +177,7 @@ class SearchResult(_Value):
     metadata: dict[str, Any]
     id_at_origin: str | None
     external_id: str | None
-    document_date: datetime | None
+    document_date: Timestamp | None
     headings: list[str]
     position: int
     start: int

@@ -367,7 +367,7 @@ def _optional_identifier(value: object, name: str, settings: Settings) -> str | 
 
 def _choice(value: object, choices: type[Choice], name: str) -> Choice:
     try:
-        return choices(value)
+        return choices(str(value) if isinstance(value, str) else "")
     except ValueError:
         _refuse(name, f"must be one of {', '.join(choices)}")
 

@@ -53,6 +53,11 @@ class _Prepared:
     vectors: NDArray[np.float32] | None
     started: float = field(default_factory=time.perf_counter)
 
+    def results(self, embed: Embed) -> list[DocumentAddResult]:
+        """Return what was done, once it is written."""
+        spent = (time.perf_counter() - self.started) * 1000 / len(self.plans)
+        return [_result(plan, embed, spent) for plan in self.plans]
+
 
 class Writer:
     """Adds and replaces documents, one or many, by one path."""
@@ -134,7 +139,9 @@ class Writer:
             ValidationError: A new value may not be stored.
         """
         started = time.perf_counter()
-        for attempt in range(1, ATTEMPTS + 1):
+        attempt = 0
+        while True:
+            attempt += 1
             async with self._database.connect(session) as connection:
                 rows = await self._store.find(connection, owner_id, document_ids=[document_id])
                 if not rows:
@@ -161,14 +168,9 @@ class Writer:
                         connection, owner_id, [document_id], self._space.space_id
                     )
             prepared = await self._planned([document], [stored], chunks, embed)
-            try:
-                await self._write(prepared, session)
-                break
-            except ConflictError:
-                if session is not None or attempt == ATTEMPTS:
-                    raise
-        spent = (time.perf_counter() - started) * 1000
-        return _result(prepared.plans[0], embed, spent)
+            prepared.started = started
+            if await self._is_written(prepared, session, attempt):
+                return prepared.results(embed)[0]
 
     async def stream(
         self,
@@ -322,28 +324,32 @@ class Writer:
     async def _commit(
         self, prepared: _Prepared, embed: Embed, session: Session | None
     ) -> list[DocumentAddResult]:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                await self._write(prepared, session)
-                break
-            except ConflictError:
-                if session is not None or attempt == ATTEMPTS:
-                    raise
-                # What the plans were made for has changed: look again, embed what is new.
-                started = prepared.started
-                prepared = await self._prepare(prepared.documents, embed, session)
-                prepared.started = started
-        spent = (time.perf_counter() - prepared.started) * 1000 / len(prepared.plans)
-        return [_result(plan, embed, spent) for plan in prepared.plans]
+        attempt = 1
+        while not await self._is_written(prepared, session, attempt):
+            attempt += 1
+            started = prepared.started
+            prepared = await self._prepare(prepared.documents, embed, session)
+            prepared.started = started
+        return prepared.results(embed)
 
-    async def _write(self, prepared: _Prepared, session: Session | None) -> None:
+    async def _is_written(
+        self, prepared: _Prepared, session: Session | None, attempt: int
+    ) -> bool:
+        """Write; return False where what it was planned for has changed, to be planned anew."""
         plans = [plan for plan in prepared.plans if not plan.writes_nothing]
         if not plans:
-            return
-        async with self._database.transaction(session) as connection:
-            await self._store.write(
-                connection, plans, space_id=self._space.space_id, vectors=prepared.vectors
-            )
+            return True
+        try:
+            async with self._database.transaction(session) as connection:
+                await self._store.write(
+                    connection, plans, space_id=self._space.space_id, vectors=prepared.vectors
+                )
+        except ConflictError:
+            # A caller's transaction has failed as a whole: only the caller can begin it anew.
+            if session is not None or attempt == ATTEMPTS:
+                raise
+            return False
+        return True
 
 
 def _result(plan: DocumentPlan, embed: Embed, spent_ms: float) -> DocumentAddResult:

@@ -53,8 +53,8 @@ class StaticEmbedder:
         for row, encoding in enumerate(tokenizer.encode_batch(texts, add_special_tokens=False)):
             if encoding.ids:
                 vectors[row] = weights[encoding.ids].mean(axis=0)
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors / np.maximum(norms, 1e-12)
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors
 
 
 def is_installed() -> bool:

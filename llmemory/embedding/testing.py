@@ -51,4 +51,5 @@ class HashEmbedder:
                 vectors[row, number % self.dimensions] += 1 if number >> 63 else -1
             if not vectors[row].any():
                 vectors[row, 0] = 1
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors

@@ -10,7 +10,6 @@ from sqlalchemy import (
     ColumnElement,
     Delete,
     Integer,
-    Select,
     SmallInteger,
     Table,
     TableValuedAlias,
@@ -39,6 +38,7 @@ from sqlalchemy.sql.dml import ReturningInsert
 from sqlalchemy.types import TypeEngine
 
 from llmemory.models import Tables
+from llmemory.statements import AnySelect
 from llmemory.statements.filters import FilterShape, conditions
 
 __all__ = [
@@ -140,7 +140,7 @@ def update_documents(tables: Tables) -> Update:
     )
 
 
-def _existing(tables: Tables) -> Select[Any]:
+def _existing(tables: Tables) -> AnySelect:
     column_ = tables.documents.c
     return select(
         column_.document_id,
@@ -157,13 +157,13 @@ def _existing(tables: Tables) -> Select[Any]:
 
 
 @lru_cache(maxsize=256)
-def existing_by_external_id(tables: Tables) -> Select[Any]:
+def existing_by_external_id(tables: Tables) -> AnySelect:
     """Read an owner's documents by ``external_ids``, through their unique index."""
     return _existing(tables).where(_any(tables.documents.c.external_id, "external_ids"))
 
 
 @lru_cache(maxsize=256)
-def existing_by_id(tables: Tables) -> Select[Any]:
+def existing_by_id(tables: Tables) -> AnySelect:
     """Read an owner's documents by ``document_ids``, content included."""
     return (
         _existing(tables)
@@ -173,7 +173,7 @@ def existing_by_id(tables: Tables) -> Select[Any]:
 
 
 @lru_cache(maxsize=256)
-def lock_documents(tables: Tables) -> Select[Any]:
+def lock_documents(tables: Tables) -> AnySelect:
     """Lock an owner's documents by ``document_ids``, in one order everywhere."""
     column_ = tables.documents.c
     return (
@@ -185,7 +185,7 @@ def lock_documents(tables: Tables) -> Select[Any]:
 
 
 @lru_cache(maxsize=256)
-def stored_chunks(tables: Tables) -> Select[Any]:
+def stored_chunks(tables: Tables) -> AnySelect:
     """Read which chunks documents have and whether each has a vector in ``space``.
 
     Served by ``ix_chunks_owner_id_document_id_position`` and the key of embeddings.
@@ -317,7 +317,7 @@ def _columns(tables: Tables) -> list[ColumnElement[Any]]:
 
 
 @lru_cache(maxsize=256)
-def get_document(tables: Tables) -> Select[Any]:
+def get_document(tables: Tables) -> AnySelect:
     """Read one document with its content."""
     documents = tables.documents
     return select(*_columns(tables), documents.c.content).where(
@@ -326,7 +326,7 @@ def get_document(tables: Tables) -> Select[Any]:
 
 
 @lru_cache(maxsize=1024)
-def list_documents(tables: Tables, shape: FilterShape) -> Select[Any]:
+def list_documents(tables: Tables, shape: FilterShape) -> AnySelect:
     """Read one page, newest first, beside the number of all: one row even if the page is empty.
 
     Ids are uuid7, so the key of documents gives the order.
@@ -380,7 +380,7 @@ def delete_statistics(tables: Tables) -> Delete:
 
 
 @lru_cache(maxsize=256)
-def owner_statistics(tables: Tables) -> Select[Any]:
+def owner_statistics(tables: Tables) -> AnySelect:
     """Count what an owner has, by document type, in one statement."""
     documents, embeddings, jobs = tables.documents, tables.embeddings, tables.embedding_jobs
     vectors = (

@@ -15,7 +15,6 @@ from sqlalchemy import (
     ColumnElement,
     Float,
     Integer,
-    Select,
     SmallInteger,
     Subquery,
     Table,
@@ -35,6 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import TSQUERY, TSVECTOR
 
 from llmemory.models import LEXICAL_DIMENSIONS, Tables
+from llmemory.statements import AnySelect
 from llmemory.statements.filters import FilterShape, conditions
 from llmemory.types import SearchType
 
@@ -59,7 +59,7 @@ class SearchShape:
 
 
 @lru_cache(maxsize=4096)
-def search(tables: Tables, shape: SearchShape) -> Select[Any]:
+def search(tables: Tables, shape: SearchShape) -> AnySelect:
     """Return the search of `shape`.
 
     Binds ``owner``, ``limit``, ``offset`` and the filters; with a vector arm ``space`` and
@@ -96,8 +96,8 @@ def _pool(shape: SearchShape) -> ColumnElement[int]:
 
 
 def _filtered(
-    tables: Tables, statement: Select[Any], rows: Table, shape: SearchShape
-) -> Select[Any]:
+    tables: Tables, statement: AnySelect, rows: Table, shape: SearchShape
+) -> AnySelect:
     """Join what the filters of `shape` need to `statement`, which reads `rows`."""
     if shape.filters.is_empty():
         return statement
@@ -285,7 +285,7 @@ def _relative(value: ColumnElement[Any]) -> ColumnElement[Any]:
     return func.coalesce((value - lowest) / func.nullif(highest - lowest, 0.0), 1.0, type_=Float)
 
 
-def _single(arm: CTE, value: str, rank: str) -> Select[Any]:
+def _single(arm: CTE, value: str, rank: str) -> AnySelect:
     """Return the hits of one arm alone, with scores from 0 to 1."""
     if value == "similarity":
         score = func.least(func.greatest(arm.c.similarity, 0.0), 1.0)
@@ -307,7 +307,7 @@ def _single(arm: CTE, value: str, rank: str) -> Select[Any]:
     )
 
 
-def _fused(vector: CTE, text: CTE) -> Select[Any]:
+def _fused(vector: CTE, text: CTE) -> AnySelect:
     """Return the hits of both arms by their relative scores, weighted by ``alpha``.
 
     A hit that one arm lacks has 0 there. Source of the method: Bruch et al. 2023, convex
@@ -327,7 +327,7 @@ def _fused(vector: CTE, text: CTE) -> Select[Any]:
     ).select_from(vector.join(text, vector.c.chunk_id == text.c.chunk_id, full=True))
 
 
-def _with_documents(tables: Tables, page: Subquery) -> Select[Any]:
+def _with_documents(tables: Tables, page: Subquery) -> AnySelect:
     chunks, documents = tables.chunks, tables.documents
     return (
         select(

@@ -8,7 +8,6 @@ from typing import Any
 from sqlalchemy import (
     Insert,
     Integer,
-    Select,
     SmallInteger,
     Text,
     bindparam,
@@ -21,12 +20,13 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 
 from llmemory.models import Tables
+from llmemory.statements import AnySelect
 
 __all__ = ["default_space", "insert_first_space"]
 
 
 @lru_cache(maxsize=256)
-def default_space(tables: Tables) -> Select[Any]:
+def default_space(tables: Tables) -> AnySelect:
     """Read the space that searches use."""
     spaces = tables.embedding_spaces
     return select(
