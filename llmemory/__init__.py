@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from llmemory.core import AsyncMemory
 from llmemory.embedding import Embedder
-from llmemory.embedding.static import StaticEmbedder
-from llmemory.embedding.testing import HashEmbedder
 from llmemory.errors import (
     ClosedError,
     ConfigurationError,
@@ -44,6 +45,10 @@ from llmemory.types import (
     SearchResultWithDocuments,
     SearchType,
 )
+
+if TYPE_CHECKING:
+    from llmemory.embedding.static import StaticEmbedder
+    from llmemory.embedding.testing import HashEmbedder
 
 __version__ = "0.1.0"
 
@@ -84,3 +89,15 @@ __all__ = [
     "StorageUnavailable",
     "ValidationError",
 ]
+
+_LAZY = {
+    "HashEmbedder": "llmemory.embedding.testing",
+    "StaticEmbedder": "llmemory.embedding.static",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import an embedder when it is first asked for."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)

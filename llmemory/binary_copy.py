@@ -9,8 +9,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from uuid import UUID
 
-import numpy as np
-from numpy.typing import NDArray
+from llmemory.types import Vectors
 
 __all__ = ["blocks", "integer", "raw", "text", "text_array", "vector_rows"]
 
@@ -65,7 +64,7 @@ def text_array(values: Sequence[str]) -> bytes:
 
 
 def vector_rows(
-    owner_id: str, chunk_ids: Sequence[UUID], space_id: int, vectors: NDArray[np.float32]
+    owner_id: str, chunk_ids: Sequence[UUID], space_id: int, vectors: Vectors
 ) -> Iterator[bytes]:
     """Yield a whole COPY stream for the embeddings of one owner.
 
@@ -77,6 +76,8 @@ def vector_rows(
         space_id: Their space.
         vectors: Shape ``(len(chunk_ids), dimensions)``; stored in half precision.
     """
+    import numpy as np
+
     dimensions = vectors.shape[1]
     prefix = _count(4) + text(owner_id) + _length(16)
     middle = struct.pack("!ihihh", 2, space_id, 4 + 2 * dimensions, dimensions, 0)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -14,7 +12,7 @@ from llmemory.models import Tables
 from llmemory.spaces import Space
 from llmemory.statements.filters import parameters, shape_of
 from llmemory.statements.search import SearchShape, search
-from llmemory.types import SearchResult, SearchType
+from llmemory.types import SearchResult, SearchType, Vectors
 from llmemory.validation import SearchRequest
 
 __all__ = ["run_search"]
@@ -26,7 +24,7 @@ async def run_search(
     request: SearchRequest,
     *,
     space: Space,
-    embedding: NDArray[np.float32] | None,
+    embedding: Vectors | None,
     candidates: int,
 ) -> list[SearchResult]:
     """Return the hits of `request`, best first.
@@ -66,7 +64,7 @@ async def run_search(
     return [_result(row) for row in result.mappings()]
 
 
-def _vector_text(vector: NDArray[np.float32]) -> str:
+def _vector_text(vector: Vectors) -> str:
     # As text: a caller who registered pgvector's codecs on the engine would break a bound vector.
     return "[" + ",".join(map(str, vector.tolist())) + "]"
 

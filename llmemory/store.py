@@ -10,8 +10,6 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Row, RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 from uuid_utils.compat import uuid7
@@ -23,7 +21,7 @@ from llmemory.ingestion import DocumentPlan, PlannedChunk, StoredChunk, StoredDo
 from llmemory.models import Tables
 from llmemory.statements import documents as sql
 from llmemory.statements.filters import parameters, shape_of
-from llmemory.types import Document, DocumentListResult, OwnerStatistics
+from llmemory.types import Document, DocumentListResult, OwnerStatistics, Vectors
 from llmemory.validation import Filters
 
 __all__ = ["Store"]
@@ -99,7 +97,7 @@ class Store:
         plans: Sequence[DocumentPlan],
         *,
         space_id: int,
-        vectors: NDArray[np.float32] | None,
+        vectors: Vectors | None,
     ) -> None:
         """Write documents, chunks and vectors, or jobs in place of the vectors.
 
@@ -184,7 +182,7 @@ class Store:
         connection: AsyncConnection,
         plans: Sequence[DocumentPlan],
         space_id: int,
-        vectors: NDArray[np.float32],
+        vectors: Vectors,
     ) -> None:
         start = 0
         for owner_id, group in _runs_of_owner(plans):

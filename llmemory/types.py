@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -23,8 +23,16 @@ __all__ = [
     "SearchResult",
     "SearchResultWithDocuments",
     "SearchType",
+    "Vectors",
 ]
 
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Vectors: TypeAlias = "NDArray[np.float32]"
+"""Embeddings, one a row: shape ``(texts, dimensions)``, or ``(dimensions,)`` for a single one."""
 
 Timestamp: TypeAlias = Annotated[datetime, AfterValidator(lambda value: value.astimezone(UTC))]
 """A point in time, in UTC whichever time zone the driver gave it."""

@@ -11,8 +11,6 @@ from uuid import UUID
 
 import anyio
 import anyio.to_thread
-import numpy as np
-from numpy.typing import NDArray
 
 from llmemory.database import Database, Session
 from llmemory.embedding.base import Embedder, embed_checked
@@ -27,7 +25,7 @@ from llmemory.ingestion import (
 from llmemory.settings import Settings
 from llmemory.spaces import Space
 from llmemory.store import Store, stored_document
-from llmemory.types import DocumentAddResult, NewDocument, Progress
+from llmemory.types import DocumentAddResult, NewDocument, Progress, Vectors
 from llmemory.validation import CheckedDocument, checked_document
 
 __all__ = ["Documents", "Embed", "Writer"]
@@ -50,7 +48,7 @@ class _Prepared:
 
     documents: list[CheckedDocument]
     plans: list[DocumentPlan]
-    vectors: NDArray[np.float32] | None
+    vectors: Vectors | None
     started: float = field(default_factory=time.perf_counter)
 
     def results(self, embed: Embed) -> list[DocumentAddResult]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from llmemory.errors import DimensionMismatch, EmbeddingError, LLMemoryError
+from llmemory.types import Vectors
 
-__all__ = ["Embedder", "Purpose", "Vectors", "embed_checked", "provider_of"]
+__all__ = ["Embedder", "Purpose", "embed_checked", "provider_of"]
 
 Purpose: TypeAlias = Literal["document", "query"]
-Vectors: TypeAlias = NDArray[np.float32]
 
 
 @runtime_checkable
@@ -69,6 +66,9 @@ async def embed_checked(
         DimensionMismatch: Vectors of another length than announced.
         EmbeddingError: The wrong number of vectors, values that are not finite, or a failure.
     """
+    # Imported late: it would be a seventh of the time that importing the library takes.
+    import numpy as np
+
     vectors = np.empty((len(texts), embedder.dimensions), dtype=np.float32)
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
@@ -78,6 +78,8 @@ async def embed_checked(
 
 
 async def _embed_batch(embedder: Embedder, texts: Sequence[str], purpose: Purpose) -> Vectors:
+    import numpy as np
+
     try:
         made = np.asarray(await embedder.embed(texts, purpose=purpose), dtype=np.float32)
     except LLMemoryError:

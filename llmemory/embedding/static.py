@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 import numpy as np
 
-from llmemory.embedding.base import Purpose, Vectors
+from llmemory.embedding.base import Purpose
 from llmemory.errors import ConfigurationError
+from llmemory.types import Vectors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

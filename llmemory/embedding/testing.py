@@ -8,8 +8,9 @@ from hashlib import blake2b
 
 import numpy as np
 
-from llmemory.embedding.base import Purpose, Vectors
+from llmemory.embedding.base import Purpose
 from llmemory.errors import ConfigurationError
+from llmemory.types import Vectors
 
 __all__ = ["HashEmbedder"]
 

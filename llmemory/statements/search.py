@@ -239,12 +239,17 @@ def _query_weights(tables: Tables, terms: CTE) -> ColumnElement[Any]:
         _known_count(statistics, literal("")),
         select(func.count()).where(_owner(chunks)).scalar_subquery(),
     )
-    counts = select(
-        terms.c.lexeme,
-        terms.c.frequency,
-        frequency.label("chunk_count"),
-        total.label("total"),
-    ).subquery("counts")
+    counts = (
+        select(
+            terms.c.lexeme,
+            terms.c.frequency,
+            frequency.label("chunk_count"),
+            total.label("total"),
+        )
+        .cte("term_counts")
+        # Each count is used twice below and must not be made twice.
+        .prefix_with("MATERIALIZED")
+    )
     rarity = func.ln(
         1
         + func.greatest(counts.c.total - counts.c.chunk_count + 0.5, 0.5)
