@@ -6,6 +6,7 @@ import asyncio
 
 from alembic import context
 from sqlalchemy import Connection, text
+from sqlalchemy.schema import CreateSchema
 
 from llmemory import migrate
 from llmemory.database import Database
@@ -54,6 +55,9 @@ if context.is_offline_mode():
         **migrate.context_options(schema_name),
     )
     with context.begin_transaction():
+        if context.get_starting_revision_argument() is None:
+            context.execute("CREATE EXTENSION IF NOT EXISTS vector")
+            context.execute(CreateSchema(schema_name, if_not_exists=True))
         context.run_migrations()
 elif (given := context.config.attributes.get("connection")) is not None:
     run(given, context.config.attributes["schema"])

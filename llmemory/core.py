@@ -24,6 +24,7 @@ from llmemory.errors import (
 )
 from llmemory.health import check_health
 from llmemory.models import tables_for
+from llmemory.queue import Queue
 from llmemory.ranking import grouped
 from llmemory.retrieval import run_search
 from llmemory.settings import Settings, checked_schema
@@ -109,6 +110,11 @@ class AsyncMemory:
             if engine is not None:
                 raise ConfigurationError("Give a connection string or an engine, not both.")
             settings = settings.model_copy(update={"database_url": SecretStr(connection_string)})
+        if embedder is not None and not isinstance(embedder, Embedder):
+            raise ConfigurationError(
+                "embedder must be an object with model, dimensions and embed(), such as "
+                f"StaticEmbedder(), not {type(embedder).__name__}."
+            )
         self.settings = settings
         self.schema = checked_schema(settings.schema_name if schema is None else schema)
         self.embedder = embedding.from_settings(settings) if embedder is None else embedder
@@ -595,6 +601,33 @@ class AsyncMemory:
         space = await self._open()
         async with self._database.connect(session) as connection:
             return await self._store.statistics(connection, owner, space.space_id)
+
+    async def process_pending_embeddings(
+        self, owner_id: Identifier | None = None, *, limit: int | None = None
+    ) -> int:
+        """Make the vectors that adding with ``embed="later"`` has left, until none are due.
+
+        Any number of processes may call it at once; each document is worked on by one of them.
+
+        Args:
+            owner_id: Only this owner's documents; None takes all owners in turn.
+            limit: Documents to finish at most, 1 or more; None means all.
+
+        Returns:
+            How many documents were finished.
+
+        Raises:
+            EmbeddingError: The embedder failed. The documents are tried again later, and left as
+                failed after ``job_attempts``.
+        """
+        owner = None
+        if owner_id is not None:
+            owner = checked_identifier(owner_id, "owner_id", self.settings)
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise ValidationError("limit must be 1 or more, or None.", field="limit")
+        space = await self._open()
+        queue = Queue(self._database, self._tables, self.embedder, space, self.settings)
+        return await queue.drain(owner, limit)
 
     async def health(self) -> Health:
         """Return whether the database answers and the schema fits; problems do not raise.

@@ -73,6 +73,7 @@ class Database:
             return found[0]
         engine = create_engine(url, self._settings)
         disposer = _dispose_with_loop(engine)
+        _disposers.add(disposer)
         self._own[loop] = (engine, disposer)
         await anext(disposer)
         return engine
@@ -182,6 +183,11 @@ def _embedded_folder(url: str) -> Path | None:
             "for the default folder."
         )
     return Path(unquote(parts.path))
+
+
+# Held here, or a memory that is dropped unclosed would take its generator along while its loop is
+# being shut down, when no connection can be closed in peace any more.
+_disposers: set[AsyncGenerator[None]] = set()
 
 
 async def _dispose_with_loop(engine: AsyncEngine) -> AsyncGenerator[None]:

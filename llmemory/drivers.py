@@ -32,25 +32,28 @@ _DRIVERS = {
     "postgresql+psycopg_async": "psycopg",
 }
 
-# libpq parameters that asyncpg's own parser would send to the server as run-time settings.
-_LIBPQ_ONLY = frozenset(
+# libpq parameters that asyncpg would send to the server as run-time settings: these only tune,
+_TUNING = frozenset(
     {
-        "channel_binding",
         "connect_timeout",
         "gssdelegation",
-        "gssencmode",
-        "hostaddr",
         "keepalives",
         "keepalives_count",
         "keepalives_idle",
         "keepalives_interval",
         "load_balance_hosts",
-        "require_auth",
         "sslcompression",
         "sslsni",
         "tcp_user_timeout",
     }
 )
+# and these promise something that asyncpg cannot keep, unless they have one of these values.
+_PROMISES: dict[str, frozenset[str]] = {
+    "channel_binding": frozenset({"disable", "prefer"}),
+    "gssencmode": frozenset({"disable", "prefer"}),
+    "hostaddr": frozenset(),
+    "require_auth": frozenset(),
+}
 
 
 def create_engine(url: str, settings: Settings) -> AsyncEngine:
@@ -141,7 +144,14 @@ def _asyncpg_arguments(url: str, settings: Settings) -> dict[str, Any]:
                 arguments["timeout"] = float(value)
     except ValueError:
         raise ConfigurationError(_UNPARSABLE) from None
-    kept = [(name, value) for name, value in parameters if name not in _LIBPQ_ONLY]
+    for name, value in parameters:
+        if name in _PROMISES and value not in _PROMISES[name]:
+            raise ConfigurationError(
+                f"asyncpg cannot keep {name}={value} of the connection string. Leave it out, or "
+                "use psycopg: postgresql+psycopg://."
+            )
+    ignored = _TUNING | _PROMISES.keys()
+    kept = [(name, value) for name, value in parameters if name not in ignored]
     if "application_name" not in dict(kept):
         arguments["server_settings"] = {"application_name": "llmemory"}
     query = urlencode(kept, safe="/:,")
@@ -217,14 +227,15 @@ def _is_driver_error(error: Exception) -> bool:
 
 
 _UNREACHABLE = (
-    "The database could not be reached: check that the server runs and that host, port and "
-    "network are right."
+    "The database could not be reached: check that the server runs and that host, port, network "
+    "and sslmode are right."
 )
 
 _CONFIGURATION = {
     "28P01": "The database refused the password; check user and password.",
     "28000": "The database refused the login; check user, password and pg_hba.conf.",
     "3D000": "The database named in the connection string does not exist; create it or mend it.",
+    "42704": "The server does not know a parameter of the connection string, or pgvector's types.",
     "42501": "The database role lacks a privilege; grant it on the schema and its tables.",
 }
 

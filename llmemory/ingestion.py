@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
@@ -20,9 +20,16 @@ from llmemory.validation import CheckedDocument
 __all__ = ["DocumentPlan", "PlannedChunk", "StoredChunk", "StoredDocument", "plan_document"]
 
 
+Status: TypeAlias = Literal["created", "replaced", "unchanged"]
+
+
 @dataclass(frozen=True, slots=True)
 class StoredDocument:
-    """A document as it is in the database, without its content."""
+    """A document as it is in the database, without its content.
+
+    Attributes:
+        is_pending: Whether vectors of it are still to be made.
+    """
 
     document_id: UUID
     external_id: str | None
@@ -34,6 +41,7 @@ class StoredDocument:
     metadata: dict[str, Any]
     content_hash: bytes
     chunk_count: int
+    is_pending: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +90,7 @@ class DocumentPlan:
     document: CheckedDocument
     document_id: UUID
     stored: StoredDocument | None
-    status: Literal["created", "replaced", "unchanged"]
+    status: Status
     chunks: list[PlannedChunk] | None
 
     @property
@@ -125,14 +133,15 @@ def plan_document(
     document: CheckedDocument,
     settings: Settings,
     stored: StoredDocument | None = None,
-    stored_chunks: Iterable[StoredChunk] = (),
+    stored_chunks: Sequence[StoredChunk] = (),
 ) -> DocumentPlan:
     """Split `document` and find out which of its chunks are stored already.
 
-    A chunk whose text occurs among the stored ones takes over that chunk with its vector, so
+    An unchanged document is left alone, unless its chunks are given: then they are looked through
+    for those that have no vector yet. A chunk whose text occurs among the stored ones takes over that chunk with its vector, so
     that only changed passages are embedded.
     """
-    if stored is not None and is_unchanged(document, stored):
+    if stored is not None and not stored_chunks and is_unchanged(document, stored):
         return DocumentPlan(document, stored.document_id, stored, "unchanged", None)
     reusable: defaultdict[bytes, list[StoredChunk]] = defaultdict(list)
     for chunk in stored_chunks:
@@ -147,10 +156,10 @@ def plan_document(
         digest = hashlib.sha256(piece.content.encode()).digest()
         same = reusable[digest].pop(0) if reusable.get(digest) else None
         chunks.append(PlannedChunk(same.chunk_id if same else uuid7(), piece, digest, same))
-    document_id = stored.document_id if stored is not None else uuid7()
-    return DocumentPlan(
-        document, document_id, stored, "created" if stored is None else "replaced", chunks
-    )
+    if stored is None:
+        return DocumentPlan(document, uuid7(), None, "created", chunks)
+    status: Status = "unchanged" if is_unchanged(document, stored) else "replaced"
+    return DocumentPlan(document, stored.document_id, stored, status, chunks)
 
 
 def _splitting_rules(document_type: str) -> str:

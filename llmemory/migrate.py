@@ -22,6 +22,7 @@ from llmemory.errors import (
     SchemaMissing,
     SchemaOutOfDate,
     SchemaTooNew,
+    ValidationError,
 )
 from llmemory.models import VERSION_TABLE, quoted_identifier, tables_for
 
@@ -39,6 +40,7 @@ __all__ = [
     "include_name",
     "load",
     "prepare_schema",
+    "print_sql",
     "revision_of",
     "scripts",
     "upgrade",
@@ -139,18 +141,31 @@ def upgrade(connection: Connection, schema: str, revision: str = "head") -> None
 
     Raises:
         ExtensionMissing: pgvector is absent or too old, or may not be created by this role.
-        ConfigurationError: PostgreSQL is older than 14, or the role may not create the schema.
+        SchemaMissing: The role may not create the schema.
+        ConfigurationError: PostgreSQL is older than 14.
+        ValidationError: There is no such revision.
     """
-    from alembic import command
-
-    command.upgrade(_config(connection=connection, schema=schema), revision)
+    _run("upgrade", revision, connection=connection, schema=schema)
 
 
 def downgrade(connection: Connection, schema: str, revision: str) -> None:
     """Take `schema` back to `revision`; ``base`` drops every table and its data."""
-    from alembic import command
+    _run("downgrade", revision, connection=connection, schema=schema)
 
-    command.downgrade(_config(connection=connection, schema=schema), revision)
+
+def print_sql(schema: str, revision: str = "head") -> None:
+    """Print the SQL of an upgrade to `revision`, or of ``from:to``, without a connection."""
+    _run("upgrade", revision, sql=True, schema=schema)
+
+
+def _run(command: str, revision: str, *, sql: bool = False, **attributes: Any) -> None:
+    from alembic import command as commands
+    from alembic.util.exc import CommandError
+
+    try:
+        getattr(commands, command)(_config(**attributes), revision, sql=sql)
+    except CommandError as error:
+        raise ValidationError(f"{error}.", field="revision") from error
 
 
 def prepare_schema(connection: Connection, schema: str) -> None:
@@ -288,7 +303,7 @@ def check(connection: Connection, schema: str) -> None:
         )
     raise SchemaTooNew(
         f'Schema "{schema}" is at revision {found}, which this version does not know (it needs '
-        f"{HEAD}). Run `pip install --upgrade llmemory`.",
+        f"{HEAD}). Install a newer version of llmemory.",
         schema=schema,
         found=found,
         expected=HEAD,

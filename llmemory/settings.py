@@ -154,6 +154,16 @@ class Settings(BaseSettings):
     )
     max_limit: int = Field(1000, ge=1, le=100_000, description="Largest `limit` of a call.")
 
+    job_lease_s: float = Field(
+        300.0,
+        gt=0,
+        le=86_400,
+        description="Seconds after which the queued work of a process that died is done anew.",
+    )
+    job_attempts: int = Field(
+        5, ge=1, le=100, description="How often a document's vectors are tried before it fails."
+    )
+
     alpha: float | None = Field(
         None,
         ge=0,

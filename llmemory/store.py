@@ -368,7 +368,7 @@ def _move_arrays(kept: Sequence[tuple[int, PlannedChunk, str]]) -> dict[str, Any
     return sql.arrays(
         chunk_id=[chunk.chunk_id for _, chunk, _ in kept],
         position=[position for position, _, _ in kept],
-        headings=[json.dumps(chunk.piece.headings) for _, chunk, _ in kept],
+        headings=[sql.array_text(chunk.piece.headings) for _, chunk, _ in kept],
         start_offset=[chunk.piece.start for _, chunk, _ in kept],
         end_offset=[chunk.piece.end for _, chunk, _ in kept],
         language=[language for _, _, language in kept],

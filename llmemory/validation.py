@@ -181,9 +181,10 @@ def checked_filters(
             dates is empty.
     """
     metadata = checked_metadata(metadata_filter, settings, "metadata_filter")
-    for key in metadata:
-        if key.startswith("$"):
-            _refuse("metadata_filter", f"has an unknown operator {key[:40]!r}")
+    for key, value in metadata.items():
+        for name in (key, *(value if isinstance(value, dict) else ())):
+            if name.startswith("$"):
+                _refuse("metadata_filter", f"has an unknown operator {name[:40]!r}")
     first = _moment(date_from, "date_from")
     last = _moment(date_to, "date_to", end_of_day=True)
     if first is not None and last is not None and first > last:

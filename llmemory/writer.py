@@ -161,7 +161,7 @@ class Writer:
                 }
                 document = await self.check({**before, **changes})
                 chunks: dict[UUID, list[StoredChunk]] = {}
-                if not is_unchanged(document, stored):
+                if _is_to_do(document, stored, embed):
                     chunks = await self._store.chunks_of(
                         connection, owner_id, [document_id], self._space.space_id
                     )
@@ -247,7 +247,7 @@ class Writer:
         self, documents: list[CheckedDocument], embed: Embed, session: Session | None
     ) -> _Prepared:
         started = time.perf_counter()
-        stored, chunks = await self._read_stored(documents, session)
+        stored, chunks = await self._read_stored(documents, embed, session)
         prepared = await self._planned(documents, stored, chunks, embed)
         prepared.started = started
         return prepared
@@ -272,9 +272,9 @@ class Writer:
         return _Prepared(documents, plans, vectors)
 
     async def _read_stored(
-        self, documents: list[CheckedDocument], session: Session | None
+        self, documents: list[CheckedDocument], embed: Embed, session: Session | None
     ) -> tuple[list[StoredDocument | None], dict[UUID, list[StoredChunk]]]:
-        """Return what each document replaces, and the chunks of those that have changed."""
+        """Return what each document replaces, and the chunks of those that there is work on."""
         found: list[StoredDocument | None] = [None] * len(documents)
         chunks: dict[UUID, list[StoredChunk]] = {}
         wanted: defaultdict[str, dict[str, int]] = defaultdict(dict)
@@ -290,7 +290,7 @@ class Writer:
                 for stored in map(stored_document, rows):
                     number = numbers[stored.external_id or ""]
                     found[number] = stored
-                    if not is_unchanged(documents[number], stored):
+                    if _is_to_do(documents[number], stored, embed):
                         changed.append(stored.document_id)
                 if changed:
                     chunks |= await self._store.chunks_of(
@@ -350,13 +350,18 @@ class Writer:
         return True
 
 
+def _is_to_do(document: CheckedDocument, stored: StoredDocument, embed: Embed) -> bool:
+    """Return whether chunks of a stored document are to be written or embedded."""
+    return not is_unchanged(document, stored) or (embed == "now" and stored.is_pending)
+
+
 def _result(plan: DocumentPlan, embed: Embed, spent_ms: float) -> DocumentAddResult:
     wanting = len(plan.to_embed())
     return DocumentAddResult(
         document_id=str(plan.document_id),
         document_name=plan.document.document_name,
         status=plan.status,
-        chunks_created=0 if plan.chunks is None else len(plan.chunks),
+        chunks_created=0 if plan.status == "unchanged" else len(plan.chunks or ()),
         embeddings_created=wanting if embed == "now" else 0,
         embeddings_queued=wanting if embed == "later" else 0,
         processing_time_ms=spent_ms,

@@ -24,6 +24,6 @@ def from_settings(settings: Settings) -> Embedder:
     if settings.embedder == "auto" and not static.is_installed():
         raise ConfigurationError(
             "No embedder is set up. Pass embedder=..., or install the static one: "
-            '`pip install "llmemory[embedded]"`.'
+            '`pip install ".[embedded]"`.'
         )
     return static.StaticEmbedder()

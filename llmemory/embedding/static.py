@@ -68,7 +68,7 @@ def _package_folder() -> Path:
     specification = find_spec("wordllama")
     if specification is None or specification.origin is None:
         raise ConfigurationError(
-            'The static embedder is not installed. Run `pip install "llmemory[embedded]"`, or '
+            'The static embedder is not installed. Run `pip install ".[embedded]"`, or '
             "pass an embedder."
         )
     return Path(specification.origin).parent

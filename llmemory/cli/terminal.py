@@ -1,0 +1,154 @@
+"""What commands print: to people, wrapped and coloured in a terminal, or as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence, Set
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+from rich.console import Console
+from rich.text import Text
+
+from llmemory.types import Document, SearchResult
+
+__all__ = [
+    "confirmed",
+    "output",
+    "print_content",
+    "print_documents",
+    "print_error",
+    "print_hits",
+    "print_json",
+    "print_values",
+    "remarks",
+]
+
+# soft_wrap is asked for wherever a line may be read by a program or copied.
+output = Console(markup=False, highlight=False, emoji=False)
+remarks = Console(stderr=True, markup=False, highlight=False, emoji=False)
+
+READING_WIDTH = 100
+_WORD = re.compile(r"\w{3,}")
+INDENT = "   "
+
+# A document is not ours to trust: its control characters could steer the terminal.
+_CONTROLS = {
+    code: "\N{REPLACEMENT CHARACTER}"
+    for code in (*range(0x20), *range(0x7F, 0xA0))
+    if chr(code) not in "\n\t\r"
+} | {ord("\r"): None}
+
+
+def _harmless(text: str) -> str:
+    return text.translate(_CONTROLS)
+
+
+def _one_line(text: str) -> str:
+    return _harmless(" ".join(text.split()))
+
+
+def print_error(message: str) -> None:
+    """Print `message` as one line, in red, to stderr."""
+    remarks.print(Text(f"error: {_one_line(message)}", style="red"), soft_wrap=True)
+
+
+def print_json(value: BaseModel | Sequence[BaseModel]) -> None:
+    """Print models as indented JSON, escaped where the encoding of stdout needs it."""
+    is_unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    json.dump(to_jsonable_python(value), sys.stdout, ensure_ascii=not is_unicode, indent=2)
+    sys.stdout.write("\n")
+
+
+def print_hits(hits: Iterable[SearchResult], *, query: str, line_limit: int | None) -> None:
+    """Print hits, best first.
+
+    Args:
+        hits: What a search returned.
+        query: What was searched; longer passages are cut to the lines with most of its words.
+        line_limit: Lines of text to show of each; None shows all.
+    """
+    width = READING_WIDTH
+    if output.is_terminal:
+        width = min(width, output.width - len(INDENT))
+    words = set(_WORD.findall(query.casefold()))
+    for number, hit in enumerate(hits, start=1):
+        title = Text.assemble(f"{number}. ", (_one_line(hit.document_name), "bold"))
+        for heading in hit.headings:
+            title.append(f" > {_one_line(heading)}", style="cyan")
+        output.print(title, soft_wrap=True)
+        origin = f"{INDENT}score {hit.score:.2f}, document {hit.document_id}"
+        output.print(Text(origin, style="dim"), soft_wrap=True)
+        text = Text(_harmless(hit.content).strip("\n"))
+        lines = [line.plain.rstrip() for line in text.wrap(output, width)]
+        for line in _excerpt(lines, words, line_limit or len(lines)):
+            output.print(f"{INDENT}{line}".rstrip(), soft_wrap=True)
+        output.print()
+
+
+def _excerpt(lines: Sequence[str], words: Set[str], line_limit: int) -> list[str]:
+    """Return the `line_limit` neighbouring lines that hold most of `words`, the first such."""
+    found = [len(words & set(_WORD.findall(line.casefold()))) for line in lines]
+    starts = range(max(1, len(lines) - line_limit + 1))
+    start = max(starts, key=lambda first: (sum(found[first : first + line_limit]), -first))
+    end = start + line_limit
+    before = ["..."] if start > 0 else []
+    after = ["..."] if end < len(lines) else []
+    return [*before, *lines[start:end], *after]
+
+
+def print_documents(documents: Iterable[Document]) -> None:
+    """Print a table of documents, the name last and uncut."""
+    form = "{:<36}  {:<15}  {:>6}  {:<16}  {}"
+    heading = form.format("DOCUMENT ID", "TYPE", "CHUNKS", "UPDATED", "NAME")
+    output.print(Text(heading, style="bold"), soft_wrap=True)
+    for document in documents:
+        line = form.format(
+            document.document_id,
+            document.document_type,
+            document.chunk_count,
+            _shown(document.updated_at),
+            _one_line(document.document_name),
+        )
+        output.print(Text(line), soft_wrap=True)
+
+
+def print_values(model: BaseModel, *, leave_out: str | None = None) -> None:
+    """Print a model's fields, one a line."""
+    fields = {name: value for name, value in model if name != leave_out}
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        label = f"{name.replace('_', ' '):<{width}}  "
+        output.print(Text.assemble((label, "bold"), _shown(value)), soft_wrap=True)
+
+
+def print_content(content: str) -> None:
+    """Print a document's text: as it is into a pipe, without control characters to a terminal."""
+    sys.stdout.write(_harmless(content) if output.is_terminal else content)
+    if not content.endswith("\n"):
+        sys.stdout.write("\n")
+
+
+def confirmed(question: str) -> bool:
+    """Return whether the user says yes; where nobody can answer it is no."""
+    try:
+        return remarks.input(f"{question} [y/N] ", markup=False).strip().lower() in {"y", "yes"}
+    except EOFError:
+        remarks.print()
+        return False
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, datetime):
+        return f"{value.astimezone():%Y-%m-%d %H:%M}"
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    if isinstance(value, Mapping):
+        return _one_line(json.dumps(to_jsonable_python(value), ensure_ascii=False))
+    return _one_line(str(value))

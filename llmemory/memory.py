@@ -1,0 +1,163 @@
+"""``Memory``: the blocking twin of ``AsyncMemory``, derived from it method by method."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import weakref
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+
+from llmemory._bridge import Bridge, bridge
+from llmemory.core import AsyncMemory
+from llmemory.embedding.base import Embedder
+from llmemory.errors import ClosedError, ConfigurationError
+from llmemory.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+__all__ = ["Memory"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def blocking(
+    method: Callable[Concatenate[AsyncMemory, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[Memory, P], R]:
+    """Return the blocking twin of a coroutine method, with its signature and docstring."""
+
+    def call(self: Memory, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._call(partial(method, self._core(), *args, **kwargs))
+
+    # Not functools.wraps: its __wrapped__ leads frameworks to the coroutine function.
+    call.__name__ = method.__name__
+    call.__qualname__ = f"Memory.{method.__name__}"
+    call.__doc__ = method.__doc__
+    call.__module__ = __name__
+    call.__annotations__ = method.__annotations__
+    call.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
+    return call
+
+
+class Memory:
+    """A memory of documents in PostgreSQL, for applications without an event loop.
+
+    Every method of ``AsyncMemory`` under the same name, blocking. All memories of a process share
+    one thread with an event loop, made at the first call; it is safe to use a memory from many
+    threads, to make it before or after a fork, and to leave it to the interpreter's exit.
+
+    Args:
+        connection_string: As for ``AsyncMemory``.
+        engine: An AsyncEngine of yours that no other event loop uses. It cannot cross a fork.
+        schema: As for ``AsyncMemory``.
+        embedder: As for ``AsyncMemory``.
+        settings: As for ``AsyncMemory``.
+
+    Raises:
+        ConfigurationError: The arguments contradict each other, or no embedder is installed.
+
+    Example:
+        >>> with Memory("postgresql://localhost/app") as memory:
+        ...     memory.add_document("acme", "Leave policy", "Staff have 25 days of leave.")
+        ...     hits = memory.search("acme", "How much holiday do I get?")
+    """
+
+    def __init__(
+        self,
+        connection_string: str | None = None,
+        *,
+        engine: AsyncEngine | None = None,
+        schema: str | None = None,
+        embedder: Embedder | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        core = AsyncMemory(
+            connection_string, engine=engine, schema=schema, embedder=embedder, settings=settings
+        )
+        self.settings = core.settings
+        self.schema = core.schema
+        self.embedder = core.embedder
+        self._engine = engine
+        self._is_closed = False
+        self._pid = os.getpid()
+        self._inner = core
+        self._finalizer = weakref.finalize(self, _close_core, core, self._pid)
+
+    @classmethod
+    def from_engine(
+        cls,
+        engine: AsyncEngine,
+        *,
+        schema: str | None = None,
+        embedder: Embedder | None = None,
+        settings: Settings | None = None,
+    ) -> Self:
+        """Return a memory on an engine of yours; several may share it, each with its schema.
+
+        The engine stays yours: ``close`` does not dispose of it.
+        """
+        return cls(engine=engine, schema=schema, embedder=embedder, settings=settings)
+
+    initialize = blocking(AsyncMemory.initialize)
+    add_document = blocking(AsyncMemory.add_document)
+    add_documents = blocking(AsyncMemory.add_documents)
+    add_file = blocking(AsyncMemory.add_file)
+    search = blocking(AsyncMemory.search)
+    search_with_documents = blocking(AsyncMemory.search_with_documents)
+    list_documents = blocking(AsyncMemory.list_documents)
+    get_document = blocking(AsyncMemory.get_document)
+    update_document = blocking(AsyncMemory.update_document)
+    delete_document = blocking(AsyncMemory.delete_document)
+    delete_documents = blocking(AsyncMemory.delete_documents)
+    delete_owner = blocking(AsyncMemory.delete_owner)
+    get_statistics = blocking(AsyncMemory.get_statistics)
+    process_pending_embeddings = blocking(AsyncMemory.process_pending_embeddings)
+    health = blocking(AsyncMemory.health)
+
+    def close(self) -> None:
+        """Close the connections that this memory opened. Later calls raise ClosedError."""
+        self._is_closed = True
+        if self._finalizer.detach() is not None:
+            _close_core(self._inner, self._pid)
+
+    def __enter__(self) -> Self:
+        self.initialize()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _core(self) -> AsyncMemory:
+        """Return the asynchronous memory of this process: a fork gets one of its own."""
+        if self._is_closed:
+            raise ClosedError("This memory is closed; make a new one.")
+        if self._pid != os.getpid():
+            if self._engine is not None:
+                raise ConfigurationError(
+                    "This memory uses an engine that was made before the fork, whose connections "
+                    "belong to the parent process. Make the engine and the memory in the worker, "
+                    "or pass a connection string."
+                )
+            self._finalizer.detach()
+            self._pid = os.getpid()
+            self._inner = AsyncMemory(
+                schema=self.schema, embedder=self.embedder, settings=self.settings
+            )
+            self._finalizer = weakref.finalize(self, _close_core, self._inner, self._pid)
+        return self._inner
+
+    def _call(self, function: Callable[[], Coroutine[Any, Any, R]]) -> R:
+        return bridge().call(function)
+
+
+def _close_core(core: AsyncMemory, pid: int) -> None:
+    if pid != os.getpid():
+        return
+    try:
+        running: Bridge = bridge()
+    except ClosedError:
+        return
+    running.call(core.close)

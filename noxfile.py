@@ -1,0 +1,139 @@
+"""The project's sessions. Plain ``nox`` runs what a change must pass; ``nox --list`` shows all.
+
+Tests use the server that LLMEMORY_TEST_DATABASE_URL names, or else start the embedded one. For
+another Python than the one nox runs on: ``nox -s integration --force-python 3.13``.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import nox
+from nox.project import dependency_groups, load_toml
+from packaging.requirements import Requirement
+
+PYPROJECT = load_toml("pyproject.toml")
+PYTHONS = ["3.11", "3.12", "3.13"]
+UNWANTED = {"langchain", "langchain-core", "openai", "torch", "transformers"}
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_venv = "yes"
+
+# pyenv's commands answer only for the versions that are switched on.
+for folder in Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser().glob("versions/3.1*/bin"):
+    os.environ["PATH"] += f"{os.pathsep}{folder}"
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, format and the direction of imports."""
+    install(session, "lint", extras="")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("lint-imports")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check types with mypy and pyright."""
+    install(session, "typing")
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Run the examples of README and docs."""
+    install(session, "docs")
+    session.run("pytest", "tests/docs", *session.posargs)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build sdist and wheel, then use the wheel far from the clone."""
+    session.install(*dependency_groups(PYPROJECT, "package"))
+    # Under root the embedded server runs as another user, who must be able to pass.
+    with tempfile.TemporaryDirectory(prefix="llmemory-package-", dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        session.run("python", "-m", "build", "--outdir", name, silent=True)
+        (wheel,) = folder.glob("*.whl")
+        script = (Path("tests") / "package" / "use_the_wheel.py").absolute()
+        session.run("virtualenv", str(folder / "venv"), silent=True)
+        python = str(folder / "venv" / "bin" / "python")
+        session.chdir(folder)
+        for requirement in (str(wheel), f"{wheel}[embedded,cli]"):
+            session.run(python, "-m", "pip", "install", requirement, external=True, silent=True)
+            listed = session.run(
+                python, "-m", "pip", "list", "--format=freeze", external=True, silent=True
+            )
+            installed = {line.partition("==")[0].lower() for line in str(listed).splitlines()}
+            if found := UNWANTED & installed:
+                session.error(f"{requirement} installs {found}")
+        session.run(python, "-I", str(script), str(folder / "data"), external=True)
+
+
+@nox.session(python=PYTHONS[0])
+def lowest(session: nox.Session) -> None:
+    """Run the tests with the oldest dependencies that pyproject.toml allows."""
+    constraints = Path(session.create_tmp()) / "lowest.txt"
+    constraints.write_text("\n".join(lowest_versions()))
+    install(session, "test", "--constraint", str(constraints))
+    run_tests(session, "unit", "migrations", "integration")
+
+
+@nox.session
+def migrations(session: nox.Session) -> None:
+    """Migrate real databases, in every way and state."""
+    install(session, "test")
+    run_tests(session, "migrations")
+
+
+@nox.session(python=PYTHONS)
+def unit(session: nox.Session) -> None:
+    """Run what needs neither a server nor the network, on each Python that is installed."""
+    install(session, "test")
+    run_tests(session, "unit")
+
+
+@nox.session
+@nox.parametrize("sqlalchemy", ["2.0", "2.1"])
+def integration(session: nox.Session, sqlalchemy: str) -> None:
+    """Run the library against a server, with both lines of SQLAlchemy."""
+    install(session, "test", f"sqlalchemy=={sqlalchemy}.*")
+    run_tests(session, "integration")
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks: all, or the files named behind ``--``."""
+    install(session, "test")
+    for file in session.posargs or sorted(map(str, Path("benchmarks").glob("[!_]*.py"))):
+        session.run("python", file)
+
+
+def install(session: nox.Session, group: str, *others: str, extras: str = "[embedded,cli]") -> None:
+    """Install the clone in development mode with a dependency group."""
+    requirements = dependency_groups(PYPROJECT, group)
+    session.install("--editable", f".{extras}", *requirements, *others)
+
+
+def run_tests(session: nox.Session, *folders: str) -> None:
+    """Run pytest in folders of ``tests``, or with the arguments behind ``--``."""
+    session.run("pytest", *(session.posargs or [f"tests/{folder}" for folder in folders]))
+
+
+def lowest_versions() -> Iterator[str]:
+    """Yield the lower bound of every dependency, extras included."""
+    project = PYPROJECT["project"]
+    for line in chain(project["dependencies"], *project["optional-dependencies"].values()):
+        requirement = Requirement(line)
+        (bound,) = requirement.specifier
+        yield f"{requirement.name}=={bound.version}"

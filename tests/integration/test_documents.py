@@ -1,0 +1,577 @@
+"""Adding, reading, listing, updating and deleting documents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from integration.helpers import broken_documents, fetch, paragraphs, rows, together, writes
+from plugins.memories import MakeMemory
+
+from llmemory import (
+    AsyncMemory,
+    Document,
+    DocumentAddResult,
+    DocumentListResult,
+    DocumentNotFoundError,
+    DocumentType,
+    HashEmbedder,
+    NewDocument,
+    Progress,
+    Settings,
+    ValidationError,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_what_is_added_comes_back(make_memory: MakeMemory, driver_url: str) -> None:
+    memory = make_memory(driver_url)
+    started = datetime.now(UTC)
+    content = "  Grüße 🙂 – \r\n\ttabs, \u2028 and\x01 controls, \uffff.  "
+    result = await memory.add_document(
+        "acme",
+        " Name ",
+        content,
+        document_type=DocumentType.REPORT,
+        id_at_origin="ann@example.com",
+        external_id="x/1",
+        additional_metadata={"a": {"b": [1, 2.5, None, True, "ü"]}, "": ""},
+        document_date=datetime(2025, 1, 31, 9, tzinfo=timezone(timedelta(hours=9))),
+        language="german",
+    )
+    assert isinstance(result, DocumentAddResult)
+    assert UUID(result.document_id)
+    assert result.document_name == " Name "
+    assert (result.status, result.chunks_created) == ("created", 1)
+    assert (result.embeddings_created, result.embeddings_queued) == (1, 0)
+    assert result.processing_time_ms > 0
+    for document_id in (result.document_id, UUID(result.document_id), result.document_id.upper()):
+        document = await memory.get_document("acme", document_id)
+        assert isinstance(document, Document)
+        assert document.content == content
+    assert document.document_id == result.document_id
+    assert (document.owner_id, document.document_name) == ("acme", " Name ")
+    assert document.document_type is DocumentType.REPORT
+    assert (document.id_at_origin, document.external_id) == ("ann@example.com", "x/1")
+    assert document.metadata == {"a": {"b": [1, 2.5, None, True, "ü"]}, "": ""}
+    assert document.document_date == datetime(2025, 1, 31, tzinfo=UTC)
+    assert document.language == "german"
+    assert document.chunk_count == 1
+    assert started <= document.created_at <= document.updated_at <= datetime.now(UTC)
+    assert Document.model_validate_json(document.model_dump_json()) == document
+
+
+async def test_the_least_that_can_be_given(memory: AsyncMemory) -> None:
+    result = await memory.add_document(
+        owner_id="acme", document_name="n", content="."
+    )
+    document = await memory.get_document("acme", result.document_id)
+    assert document.document_type is DocumentType.GENERAL
+    assert document.metadata == {}
+    assert document.language == "english"
+    assert (document.id_at_origin, document.external_id, document.document_date) == (None,) * 3
+    assert result.chunks_created == 1
+
+
+@pytest.mark.parametrize("name", [None, "", "  "])
+async def test_an_email_needs_no_subject(memory: AsyncMemory, name: str | None) -> None:
+    result = await memory.add_document("acme", name, "Hello.", document_type="email")
+    assert result.document_name == "(no subject)"
+    (bulk,) = await memory.add_documents(
+        [NewDocument(owner_id="acme", document_name=name, content="a", document_type="EMAIL")]
+    )
+    assert bulk.document_name == "(no subject)"
+    other = await memory.update_document("acme", bulk.document_id, document_name="Subject")
+    assert other.document_name == "Subject"
+
+
+async def test_ids_may_be_numbers_and_uuids(memory: AsyncMemory) -> None:
+    owner = uuid4()
+    result = await memory.add_document(owner, "a", "Days of leave.", id_at_origin=7, external_id=8)
+    await memory.add_document(12, "b", "Days of leave.", id_at_origin=owner)
+    assert (await memory.get_document(str(owner), result.document_id)).external_id == "8"
+    assert len(await memory.search(owner, "leave", id_at_origin="7")) == 1
+    assert len(await memory.search("12", "leave", id_at_origin=str(owner))) == 1
+    assert (await memory.get_statistics(12)).owner_id == "12"
+    assert await memory.delete_documents(owner, external_ids=[8]) == 1
+    assert await memory.delete_owner(12) == 1
+
+
+async def test_two_documents_of_one_origin_and_name_are_two(memory: AsyncMemory) -> None:
+    document = {"owner_id": "acme", "document_name": "Re: hi", "content": "Hello.", "id_at_origin": 1}
+    ids = {(await memory.add_document(**document)).document_id for _ in range(2)}
+    ids |= {result.document_id for result in await memory.add_documents([document, document])}
+    assert len(ids) == 4
+    assert (await memory.list_documents("acme")).total_count == 4
+
+
+async def test_metadata_of_many_kinds_comes_back_as_text(
+    make_memory: MakeMemory, driver_url: str
+) -> None:
+    memory = make_memory(driver_url)
+    moment = datetime(2025, 1, 31, 9, 30, 15, 123456, tzinfo=UTC)
+    number = uuid4()
+    result = await memory.add_document(
+        "acme",
+        "a",
+        "b",
+        additional_metadata={
+            "datetime": moment,
+            "naive": moment.replace(tzinfo=None),
+            "date": moment.date(),
+            "time": moment.time(),
+            "uuid": number,
+            "decimal": Decimal("12.50"),
+            "enum": DocumentType.PDF,
+            "tuple": (1, (2,)),
+            "large": 2**80,
+            "float": 1e300,
+            "tiny": 5e-324,
+            "control": "\x01\x1f\x7f\u2028",
+        },
+    )
+    found = (await memory.get_document("acme", result.document_id)).metadata
+    assert found == {
+        "datetime": "2025-01-31T09:30:15.123456+00:00",
+        "naive": "2025-01-31T09:30:15.123456",
+        "date": "2025-01-31",
+        "time": "09:30:15.123456",
+        "uuid": str(number),
+        "decimal": "12.50",
+        "enum": "pdf",
+        "tuple": [1, [2]],
+        "large": 2**80,
+        "float": pytest.approx(1e300),
+        "tiny": 5e-324,
+        "control": "\x01\x1f\x7f\u2028",
+    }
+    assert datetime.fromisoformat(found["datetime"]) == moment
+    assert await memory.delete_documents(
+        "acme", metadata_filter={"uuid": number, "decimal": Decimal("12.50"), "datetime": moment}
+    ) == 1
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["0001-01-01", "0001-01-01T00:00:00.000001", "9999-12-31", "9999-12-31T23:59:59.999999",
+     date.min, date.max, datetime.max, datetime.max.replace(tzinfo=UTC), "1582-10-10"],
+)  # fmt: skip
+async def test_the_ends_of_time(make_memory: MakeMemory, driver_url: str, moment: Any) -> None:
+    memory = make_memory(driver_url)
+    try:
+        result = await memory.add_document("acme", "a", "Days of leave.", document_date=moment)
+    except ValidationError:
+        return
+    found = (await memory.get_document("acme", result.document_id)).document_date
+    assert found is not None
+    assert found.year == (moment.year if isinstance(moment, date) else int(moment[:4]))
+    assert (await memory.list_documents("acme")).documents[0].document_date == found
+    assert (await memory.search("acme", "leave"))[0].document_date == found
+
+
+# -- bulk ----------------------------------------------------------------------------------------
+
+
+async def test_bulk_takes_models_mappings_and_any_iterable(
+    make_memory: MakeMemory, driver_url: str
+) -> None:
+    memory = make_memory(driver_url)
+
+    def document(number: int) -> dict[str, Any]:
+        return {"owner_id": "acme", "document_name": str(number), "content": f"Text {number}."}
+
+    async def asynchronous() -> Any:
+        for number in range(3):
+            await asyncio.sleep(0)
+            yield document(number)
+
+    for documents in (
+        [document(number) for number in range(3)],
+        [NewDocument(**document(number)) for number in range(3)],
+        tuple(document(number) for number in range(3)),
+        (document(number) for number in range(3)),
+        asynchronous(),
+    ):
+        results = await memory.add_documents(documents)
+        assert [result.document_name for result in results] == ["0", "1", "2"]
+        assert all(result.status == "created" for result in results)
+    assert await memory.add_documents([]) == []
+    assert (await memory.list_documents("acme")).total_count == 15
+    assert not broken_documents(driver_url)
+
+
+async def test_bulk_of_many_owners_and_sizes(
+    make_memory: MakeMemory, driver_url: str, statements: Callable[[AsyncMemory], Any]
+) -> None:
+    memory = make_memory(driver_url)
+    await memory.initialize()
+    documents = [
+        {
+            "owner_id": f"owner {number % 7}",
+            "document_name": str(number),
+            "content": paragraphs(*(f"word{number}x{n}" for n in range(number % 4 + 1))),
+            "external_id": number if number % 3 else None,
+        }
+        for number in range(600)
+    ]
+    progress: list[Progress] = []
+    with statements(memory) as sent:
+        results = await memory.add_documents(documents, on_progress=progress.append)
+    assert [result.document_name for result in results] == [str(n) for n in range(600)]
+    assert [result.chunks_created for result in results] == [n % 4 + 1 for n in range(600)]
+    assert rows(driver_url)["embeddings"] == sum(n % 4 + 1 for n in range(600))
+    assert not broken_documents(driver_url)
+    # Never row by row.
+    assert len(writes(sent)) < 100
+    assert [step.documents for step in progress] == sorted({step.documents for step in progress})
+    assert (progress[-1].documents, progress[-1].total) == (600, 600)
+    assert progress[-1].chunks == sum(result.chunks_created for result in results)
+    for owner in range(7):
+        hits = await memory.search(f"owner {owner}", f"word{owner}x0", search_type="text")
+        assert [hit.document_name for hit in hits] == [str(owner)]
+
+
+async def test_an_error_of_the_callers_own_passes_through(
+    memory: AsyncMemory, database_url: str
+) -> None:
+    def failing() -> Any:
+        yield {"owner_id": "acme", "document_name": "a", "content": "b"}
+        raise OSError("disk of mine")
+
+    def fail(progress: Progress) -> None:
+        raise KeyError("progress of mine")
+
+    with pytest.raises(OSError, match="disk of mine"):
+        await memory.add_documents(failing())
+    documents = [
+        {"owner_id": "acme", "document_name": str(n), "content": f"Text {n}."} for n in range(2000)
+    ]
+    with pytest.raises(KeyError, match="progress of mine"):
+        await memory.add_documents(documents, on_progress=fail)
+    assert rows(database_url)["documents"] < 2000
+    assert not broken_documents(database_url)
+
+
+async def test_batches_of_the_embedder_are_bounded(make_memory: MakeMemory) -> None:
+    sizes: list[int] = []
+
+    class Watching(HashEmbedder):
+        async def embed(self, texts: Any, *, purpose: Any) -> Any:
+            sizes.append(len(texts))
+            return await super().embed(texts, purpose=purpose)
+
+    memory = make_memory(embedder=Watching(), settings=Settings(embedding_batch_size=10))
+    await memory.add_documents(
+        {"owner_id": "acme", "document_name": "a", "content": f"Text {n}."} for n in range(95)
+    )
+    assert max(sizes) == 10
+    assert sum(sizes) == 95
+
+
+# -- lists ---------------------------------------------------------------------------------------
+
+
+async def test_paging(make_memory: MakeMemory, driver_url: str) -> None:
+    memory = make_memory(driver_url)
+    await memory.add_documents(
+        {
+            "owner_id": "acme",
+            "document_name": str(number),
+            "content": "Text.",
+            "document_type": "email" if number < 5 else "report",
+        }
+        for number in range(25)
+    )
+    await memory.add_document("other", "theirs", "Text.")
+    seen: list[str] = []
+    for offset in range(0, 40, 10):
+        page = await memory.list_documents("acme", offset=offset, limit=10)
+        assert isinstance(page, DocumentListResult)
+        assert (page.total_count, page.offset, page.limit) == (25, offset, 10)
+        assert page.has_more is (offset + 10 < 25)
+        assert len(page.documents) == max(0, min(10, 25 - offset))
+        assert all(document.content is None for document in page.documents)
+        seen += [document.document_name for document in page.documents]
+    assert seen == [str(number) for number in reversed(range(25))]
+    assert not (await memory.list_documents("acme", offset=15, limit=10)).has_more
+    assert (await memory.list_documents("acme")).limit == 20
+    emails = await memory.list_documents("acme", document_type="email", limit=3)
+    assert (emails.total_count, emails.has_more) == (5, True)
+    nobody = await memory.list_documents("nobody")
+    assert (nobody.documents, nobody.total_count, nobody.has_more) == ([], 0, False)
+    for offset in (25, 10_000, 2**31, 2**40, 2**62):
+        page = await memory.list_documents("acme", offset=offset, limit=1000)
+        assert (page.documents, page.total_count, page.has_more) == ([], 25, False)
+
+
+async def test_listing_is_one_statement(
+    make_memory: MakeMemory, driver_url: str, statements: Callable[[AsyncMemory], Any]
+) -> None:
+    memory = make_memory(driver_url)
+    result = await memory.add_document("acme", "a", "b")
+    with statements(memory) as sent:
+        await memory.list_documents("acme")
+        await memory.get_document("acme", result.document_id)
+        await memory.get_statistics("acme")
+    assert len(sent) == 3
+
+
+# -- updates -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "value"),
+    [
+        ({"document_name": "New"}, "document_name", "New"),
+        ({"document_type": "pdf"}, "document_type", DocumentType.PDF),
+        ({"id_at_origin": 9}, "id_at_origin", "9"),
+        ({"additional_metadata": {"b": 2}}, "metadata", {"b": 2}),
+        ({"additional_metadata": {}}, "metadata", {}),
+        ({"document_date": "2026-01-01"}, "document_date", datetime(2026, 1, 1, tzinfo=UTC)),
+        ({"language": "german"}, "language", "german"),
+        ({"content": "Other words."}, "content", "Other words."),
+        ({}, "document_name", "Old"),
+    ],
+)
+async def test_an_update_changes_what_is_given(
+    make_memory: MakeMemory, driver_url: str, change: Any, field: str, value: Any
+) -> None:
+    memory = make_memory(driver_url)
+    added = await memory.add_document(
+        "acme",
+        "Old",
+        "Old words.",
+        document_type="report",
+        id_at_origin="ann",
+        external_id="x",
+        additional_metadata={"a": 1},
+        document_date="2025-01-31",
+    )
+    before = await memory.get_document("acme", added.document_id)
+    result = await memory.update_document("acme", added.document_id, **change)
+    assert result.document_id == added.document_id
+    assert result.status == ("replaced" if {"content", "language"} & set(change) else "unchanged")
+    after = await memory.get_document("acme", added.document_id)
+    expected = {**before.model_dump(), field: value, "updated_at": after.updated_at}
+    assert after.model_dump() == expected
+    assert (after.updated_at > before.updated_at) is bool(change)
+    assert not broken_documents(driver_url)
+    if "content" in change:
+        assert await memory.search("acme", "old", search_type="text") == []
+        assert len(await memory.search("acme", "others", search_type="text")) == 1
+
+
+async def test_another_type_splits_anew(memory: AsyncMemory, database_url: str) -> None:
+    content = "# One\n\nFirst part.\n\n# Two\n\nSecond part."
+    added = await memory.add_document("acme", "a", content)
+    assert added.chunks_created == 1
+    changed = await memory.update_document("acme", added.document_id, document_type="markdown")
+    assert (changed.status, changed.chunks_created) == ("replaced", 2)
+    (hit, *_) = await memory.search("acme", "second")
+    assert hit.headings == ["Two"]
+    assert not broken_documents(database_url)
+
+
+async def test_another_language_stems_anew_and_embeds_nothing(
+    memory: AsyncMemory, embedder: HashEmbedder
+) -> None:
+    added = await memory.add_document("acme", "a", "Die Häuser wurden verkauft.")
+    texts = embedder.texts
+    await memory.update_document("acme", added.document_id, language="german")
+    assert embedder.texts == texts
+    assert len(await memory.search("acme", "Haus", search_type="text")) == 1
+
+
+async def test_an_update_of_what_was_added_without_a_key(memory: AsyncMemory) -> None:
+    ids = [(await memory.add_document("acme", "a", "Same text.")).document_id for _ in range(2)]
+    await memory.update_document("acme", ids[0], content="Other text.")
+    assert (await memory.get_document("acme", ids[1])).content == "Same text."
+
+
+async def test_many_updates_at_once_end_whole(make_memory: MakeMemory, driver_url: str) -> None:
+    memory = make_memory(driver_url)
+    added = await memory.add_document("acme", "a", paragraphs("alpha", "beta"))
+    await together(
+        *(
+            memory.update_document(
+                "acme", added.document_id, content=paragraphs("alpha", f"own{number}")
+            )
+            for number in range(12)
+        )
+    )
+    assert not broken_documents(driver_url)
+
+
+# -- deletions -----------------------------------------------------------------------------------
+
+
+async def test_delete_document(make_memory: MakeMemory, driver_url: str) -> None:
+    memory = make_memory(driver_url)
+    ids = [
+        (await memory.add_document("acme", str(n), f"Text {n}.", embed=how)).document_id
+        for n, how in enumerate(("now", "later", "now"))
+    ]
+    for document_id in ids[:2]:
+        assert await memory.delete_document("acme", document_id) is None
+        with pytest.raises(DocumentNotFoundError):
+            await memory.get_document("acme", document_id)
+        with pytest.raises(DocumentNotFoundError):
+            await memory.delete_document("acme", document_id)
+    assert rows(driver_url) == {
+        "documents": 1,
+        "chunks": 1,
+        "embeddings": 1,
+        "embedding_jobs": 0,
+        "lexical_statistics": 0,
+    }
+
+
+async def test_delete_documents_by_anything(make_memory: MakeMemory, driver_url: str) -> None:
+    memory = make_memory(driver_url)
+
+    async def fill() -> list[str]:
+        await memory.delete_owner("acme")
+        return [
+            result.document_id
+            for result in await memory.add_documents(
+                {
+                    "owner_id": "acme",
+                    "document_name": str(number),
+                    "content": "Text.",
+                    "document_type": "email" if number < 2 else "report",
+                    "id_at_origin": number % 2,
+                    "external_id": f"key {number}",
+                    "additional_metadata": {"number": number},
+                    "document_date": date(2025, 1, number + 1),
+                }
+                for number in range(4)
+            )
+        ]
+
+    ids = await fill()
+    for arguments, left in (
+        ({"document_ids": [ids[0], UUID(ids[1]), uuid4(), "nonsense"]}, "23"),
+        ({"document_ids": {ids[3]}}, "012"),
+        ({"external_ids": ["key 0", "key 9"]}, "123"),
+        ({"document_type": "email"}, "23"),
+        ({"id_at_origin": 0}, "13"),
+        ({"metadata_filter": {"number": 2}}, "013"),
+        ({"date_from": "2025-01-03"}, "01"),
+        ({"date_to": "2025-01-03"}, "3"),
+        ({"document_type": "email", "id_at_origin": 1}, "023"),
+        ({"document_ids": ids[:2], "external_ids": ["key 1", "key 2"]}, "023"),
+        ({"document_ids": [], "document_type": "email"}, "0123"),
+    ):
+        given = dict(arguments)
+        if "document_ids" in given:
+            positions = [ids.index(str(i)) if str(i) in ids else None for i in given["document_ids"]]
+            ids = await fill()
+            given["document_ids"] = [uuid4() if p is None else ids[p] for p in positions]
+        else:
+            ids = await fill()
+        assert await memory.delete_documents("acme", **given) == 4 - len(left)
+        listed = (await memory.list_documents("acme")).documents
+        assert sorted(document.document_name for document in listed) == list(left)
+
+
+async def test_delete_owner_leaves_nothing_of_theirs_and_all_of_others(
+    make_memory: MakeMemory, driver_url: str
+) -> None:
+    memory = make_memory(driver_url)
+    for owner in ("acme", "other"):
+        for embed in ("now", "later"):
+            await memory.add_documents(
+                (
+                    {"owner_id": owner, "document_name": str(n), "content": f"Text {n}."}
+                    for n in range(600)
+                ),
+                embed=embed,
+            )
+        fetch(
+            driver_url,
+            "INSERT INTO llmemory.lexical_statistics VALUES (%s, 'text', 1, now()), (%s, '', 2, now())",
+            owner,
+            owner,
+        )
+    before = rows(driver_url, "other")
+    assert before == {
+        "documents": 1200,
+        "chunks": 1200,
+        "embeddings": 600,
+        "embedding_jobs": 600,
+        "lexical_statistics": 2,
+    }
+    assert await memory.delete_owner("acme") == 1200
+    assert not any(rows(driver_url, "acme").values())
+    assert rows(driver_url, "other") == before
+    assert await memory.delete_owner("acme") == 0
+    assert await memory.delete_owner("nobody") == 0
+    # Every table with an owner was looked at.
+    owned = fetch(
+        driver_url,
+        "SELECT count(DISTINCT table_name) FROM information_schema.columns "
+        "WHERE table_schema = 'llmemory' AND column_name = 'owner_id'",
+    )
+    assert owned == [(len(before),)]
+
+
+# -- statistics, health, files -------------------------------------------------------------------
+
+
+async def test_statistics(make_memory: MakeMemory, driver_url: str) -> None:
+    memory = make_memory(driver_url)
+    empty = await memory.get_statistics("acme")
+    assert (empty.document_count, empty.chunk_count, empty.content_bytes) == (0, 0, 0)
+    assert empty.documents_by_type == {}
+    await memory.add_document("acme", "a", "ü" * 10, document_type="email")
+    await memory.add_document("acme", "b", paragraphs("x", "y", "z"), document_type="report")
+    await memory.add_document("acme", "c", "later", document_type="report", embed="later")
+    await memory.add_document("other", "d", "not counted")
+    found = await memory.get_statistics("acme")
+    assert found.owner_id == "acme"
+    assert (found.document_count, found.chunk_count) == (3, 5)
+    assert (found.embedding_count, found.pending_embeddings) == (4, 1)
+    assert found.content_bytes == 20 + len(paragraphs("x", "y", "z")) + 5
+    assert found.documents_by_type == {DocumentType.EMAIL: 1, DocumentType.REPORT: 2}
+    assert type(found).model_validate_json(found.model_dump_json()) == found
+
+
+async def test_health(make_memory: MakeMemory, driver_url: str) -> None:
+    memory = make_memory(driver_url)
+    found = await memory.health()
+    assert found.healthy, found.problem
+    assert found.problem is None
+    assert found.revision == found.expected_revision
+    assert found.postgresql_version
+    assert found.pgvector_version
+    assert (found.embedding_model, found.embedding_dimensions) == ("hash", 256)
+    assert (found.latency_ms or 0) > 0
+
+
+async def test_files(make_memory: MakeMemory, driver_url: str, tmp_path: Path) -> None:
+    memory = make_memory(driver_url)
+    guide = tmp_path / "Guide ü.md"
+    guide.write_text("# Leave\n\nStaff have 25 days.\n", encoding="utf-8-sig")
+    first = await memory.add_file("acme", guide)
+    again = await memory.add_file("acme", str(guide))
+    assert (first.status, again.status) == ("created", "unchanged")
+    document = await memory.get_document("acme", first.document_id)
+    assert document.document_name == "Guide ü.md"
+    assert document.document_type is DocumentType.MARKDOWN
+    assert document.content == "# Leave\n\nStaff have 25 days.\n"
+    assert document.external_id == str(guide.resolve())
+    guide.write_text("# Leave\n\nStaff have 30 days.\n")
+    assert (await memory.add_file("acme", guide)).status == "replaced"
+    other = await memory.add_file(
+        "acme", guide, document_name="Other", external_id="mine", document_type="text"
+    )
+    assert other.status == "created"
+    assert (await memory.add_file("other", guide)).status == "created"
+    assert (await memory.list_documents("acme")).total_count == 2

@@ -1,0 +1,99 @@
+"""Watching what a block of code does: the statements it sends, the event loop it holds up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import anyio
+import asyncpg
+import psycopg
+import pytest
+from anyio.lowlevel import checkpoint
+from sqlalchemy import Connection, Engine, event
+
+from llmemory import AsyncMemory
+
+TICK_S = 0.01
+
+
+@pytest.fixture
+def statements() -> Callable[[AsyncMemory], Any]:
+    """``with statements(memory) as sent``: the list of SQL texts sent by that memory, and COPYs."""
+    return _recorded
+
+
+@contextmanager
+def _recorded(memory: AsyncMemory) -> Iterator[list[str]]:
+    sent: list[str] = []
+
+    def note(connection: Connection, cursor: Any, statement: str, *others: Any) -> None:
+        # Looked up at every statement: a memory that never connected has no engine yet.
+        database = memory._database
+        engines = [engine for engine, _ in database._own.values()]
+        if database.given_engine is not None:
+            engines.append(database.given_engine)
+        if any(connection.engine.pool is engine.sync_engine.pool for engine in engines):
+            sent.append(statement)
+
+    # COPY goes to the driver's connection, where SQLAlchemy's event does not see it.
+    async def copy_to_table(connection: Any, table: str, **options: Any) -> Any:
+        sent.append(f"COPY {table}")
+        return await copy_of_asyncpg(connection, table, **options)
+
+    def copy(cursor: Any, statement: Any, *arguments: Any, **options: Any) -> Any:
+        sent.append(statement if isinstance(statement, str) else statement.as_string(cursor))
+        return copy_of_psycopg(cursor, statement, *arguments, **options)
+
+    copy_of_asyncpg = asyncpg.Connection.copy_to_table
+    copy_of_psycopg = psycopg.AsyncCursor.copy
+    with (
+        patch.object(asyncpg.Connection, "copy_to_table", copy_to_table),
+        patch.object(psycopg.AsyncCursor, "copy", copy),
+    ):
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            yield sent
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+
+
+@dataclass
+class Beat:
+    """How evenly the event loop ran."""
+
+    largest_gap_s: float = 0.0
+
+
+@pytest.fixture
+def heartbeat() -> Callable[[], AbstractAsyncContextManager[Beat]]:
+    """``async with heartbeat() as beat``: ``beat.largest_gap_s`` between ticks of 10 ms."""
+    return _beating
+
+
+@asynccontextmanager
+async def _beating() -> AsyncIterator[Beat]:
+    beat = Beat()
+
+    async def tick() -> None:
+        last = time.perf_counter()
+        try:
+            while True:
+                await anyio.sleep(TICK_S)
+                now = time.perf_counter()
+                beat.largest_gap_s = max(beat.largest_gap_s, now - last)
+                last = now
+        finally:
+            beat.largest_gap_s = max(beat.largest_gap_s, time.perf_counter() - last)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(tick)
+        # The first tick must be under way, or a block that never yields would go unseen.
+        await anyio.sleep(2 * TICK_S)
+        yield beat
+        await checkpoint()
+        group.cancel_scope.cancel()
