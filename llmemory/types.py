@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from enum import StrEnum
@@ -81,6 +82,10 @@ class SearchType(_Choice):
 class _Value(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
+    def dict(self, **options: Any) -> builtins.dict[str, Any]:
+        """Return the fields as a dict: ``model_dump`` under its older name."""
+        return self.model_dump(**options)
+
 
 class NewDocument(_Value):
     """A document to add in bulk: the arguments of ``add_document`` as one value.
@@ -139,7 +144,7 @@ class Document(_Value):
     external_id: str | None
     document_date: Timestamp | None
     language: str
-    metadata: dict[str, Any]
+    metadata: builtins.dict[str, Any]
     chunk_count: int
     created_at: Timestamp
     updated_at: Timestamp
@@ -182,7 +187,7 @@ class SearchResult(_Value):
     document_type: DocumentType
     content: str
     score: float
-    metadata: dict[str, Any]
+    metadata: builtins.dict[str, Any]
     id_at_origin: str | None
     external_id: str | None
     document_date: Timestamp | None
@@ -207,7 +212,7 @@ class DocumentHits(_Value):
     document_id: str
     document_name: str
     document_type: DocumentType
-    metadata: dict[str, Any]
+    metadata: builtins.dict[str, Any]
     score: float
     results: list[SearchResult]
 
@@ -240,7 +245,7 @@ class OwnerStatistics(_Value):
     embedding_count: int
     pending_embeddings: int
     content_bytes: int
-    documents_by_type: dict[DocumentType, int] = Field(default_factory=dict)
+    documents_by_type: builtins.dict[DocumentType, int] = Field(default_factory=dict)
 
 
 class Health(_Value):

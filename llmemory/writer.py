@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal, TypeAlias
 from uuid import UUID
 
@@ -40,6 +41,7 @@ BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 1_000_000
 # Checking and splitting more text than this would hold up the event loop; a thread does it.
 INLINE_CHARACTERS = 50_000
+ITEMS_A_TURN = 64
 
 
 @dataclass
@@ -388,5 +390,12 @@ async def _asynchronous(
             f"not {type(documents).__name__}.",
             field="documents",
         )
-    for document in documents:
-        yield document
+    if isinstance(documents, Sequence):
+        for document in documents:
+            yield document
+        return
+    # The caller's own code may read files or a database: a worker thread runs it.
+    iterator = iter(documents)
+    while taken := await anyio.to_thread.run_sync(list, islice(iterator, ITEMS_A_TURN)):
+        for document in taken:
+            yield document

@@ -18,7 +18,7 @@ import tenacity
 
 from llmemory.errors import ProviderUnavailable
 
-__all__ = ["Budget", "Patience", "TryAgain", "requested_wait_s"]
+__all__ = ["Budget", "Patience", "Setback", "requested_wait_s"]
 
 MINUTE_S = 60.0
 LARGEST_BACKOFF_S = 30.0
@@ -33,7 +33,7 @@ _logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class TryAgain(Exception):
+class Setback(Exception):
     """An attempt failed in a way that another one may not.
 
     Args:
@@ -79,29 +79,33 @@ class Patience:
         self._failures = 0
 
     async def run(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Return what `attempt` returns, called again while it raises TryAgain.
+        """Return what `attempt` returns, called again while it raises Setback.
 
         Raises:
             ProviderUnavailable: Patience ran out.
         """
+
+        async def once() -> T:
+            return await attempt()
+
         retrying = tenacity.AsyncRetrying(
             sleep=anyio.sleep,
-            retry=tenacity.retry_if_exception_type(TryAgain),
+            retry=tenacity.retry_if_exception_type(Setback),
             after=self._count,
             wait=self._wait_s,
             stop=self._is_over,
             before_sleep=self._log,
             retry_error_callback=self._give_up,
         )
-        result: T = await retrying(attempt)
+        result: T = await retrying(once)
         return result
 
     def _count(self, state: tenacity.RetryCallState) -> None:
-        self._failures += not _trouble(state).limited
+        self._failures += not _setback(state).limited
 
     def _wait_s(self, state: tenacity.RetryCallState) -> float:
         # Added also where the provider names a time, or all clients would come back at once.
-        return (_trouble(state).wait_s or 0.0) + self._backoff(state)
+        return (_setback(state).wait_s or 0.0) + self._backoff(state)
 
     def _is_over(self, state: tenacity.RetryCallState) -> bool:
         too_long = state.idle_for + state.upcoming_sleep > self._max_wait_s
@@ -110,23 +114,23 @@ class Patience:
     def _log(self, state: tenacity.RetryCallState) -> None:
         level = logging.DEBUG if state.upcoming_sleep < 1 else logging.INFO
         _logger.log(
-            level, "%s: %s; waiting %.1f s", self._provider, _trouble(state), state.upcoming_sleep
+            level, "%s: %s; waiting %.1f s", self._provider, _setback(state), state.upcoming_sleep
         )
 
     def _give_up(self, state: tenacity.RetryCallState) -> NoReturn:
-        trouble = _trouble(state)
+        setback = _setback(state)
         raise ProviderUnavailable(
             f"{self._provider} gave no embeddings in {state.attempt_number} attempts and "
-            f"{state.idle_for:.1f} s of waiting. The last ended with: {trouble}.",
-            retry_after_s=trouble.wait_s,
-        ) from trouble.cause
+            f"{state.idle_for:.1f} s of waiting. The last ended with: {setback}.",
+            retry_after_s=setback.wait_s,
+        ) from setback.cause
 
 
-def _trouble(state: tenacity.RetryCallState) -> TryAgain:
-    trouble = state.outcome.exception() if state.outcome else None
-    if not isinstance(trouble, TryAgain):
-        raise TypeError("tenacity asked about an attempt that did not raise TryAgain")
-    return trouble
+def _setback(state: tenacity.RetryCallState) -> Setback:
+    setback = state.outcome.exception() if state.outcome else None
+    if not isinstance(setback, Setback):
+        raise TypeError("tenacity asked about an attempt that did not raise Setback")
+    return setback
 
 
 class Budget:
