@@ -18,10 +18,11 @@ class PerLoop(Generic[T]):
 
     It may be used in several loops, one after the other or in several threads at once. A loop
     that is closed without ``shutdown_asyncgens``, which ``asyncio.run`` calls, leaves its resource
-    to garbage collection.
+    to garbage collection. Once nobody refers to this object, each loop closes its own.
 
     Args:
-        make: Makes the resource of the running loop.
+        make: Makes the resource of the running loop. It should not refer to what holds this
+            object: the members of a reference cycle are collected before they can be closed.
         close: Closes it; runs in the loop of the resource.
     """
 

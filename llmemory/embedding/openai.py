@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import ssl
+import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING
 
 import anyio
-import anyio.to_thread
 import httpx
 import numpy as np
+from anyio.abc import TaskGroup
 from pydantic import SecretStr
 
-from llmemory.embedding import openai_answers as answers
+from llmemory.embedding import openai_messages as messages
 from llmemory.embedding.base import Purpose
-from llmemory.errors import ClosedError, ConfigurationError, LLMemoryError, ProviderRejected
-from llmemory.loops import PerLoop
+from llmemory.errors import ConfigurationError, LLMemoryError
 from llmemory.types import Vectors
+
+if TYPE_CHECKING:
+    from llmemory.embedding.openai_endpoint import MakeClient
 
 __all__ = ["OpenAIEmbedder"]
 
-OPENAI_URL = "https://api.openai.com/v1"
 NATIVE_DIMENSIONS = {
     "text-embedding-3-small": 1536,
     "text-embedding-3-large": 3072,
@@ -33,28 +33,6 @@ NATIVE_DIMENSIONS = {
 }
 SHORTENABLE = "text-embedding-3-"
 MOST_INPUTS = 2048
-
-# Decoding more than this would hold up the event loop for some milliseconds.
-_LARGE_ANSWER_BYTES = 500_000
-# Request Timeout and Conflict: what the provider itself calls worth another try, beside 5xx.
-_TRANSIENT = {408, 409}
-_LIMITED = 429
-# Codes of the API, never other words of an answer: those may quote the key or the text.
-_REMEDIES = {
-    "insufficient_quota": "the account has no credit left",
-    "invalid_api_key": "check api_key",
-    "context_length_exceeded": "a text is too long for the model; lower max_input_tokens",
-    "max_tokens_per_request": "lower batch_tokens",
-    "model_not_found": "check model",
-    "DeploymentNotFound": "check azure_deployment",
-    400: "check model and dimensions, or lower max_input_tokens",
-    401: "check api_key",
-    403: "the key may not use this model or this endpoint",
-    404: "check base_url and model",
-    413: "lower batch_tokens",
-}
-
-MakeClient: TypeAlias = Callable[..., httpx.AsyncClient]
 
 
 class OpenAIEmbedder:
@@ -89,7 +67,7 @@ class OpenAIEmbedder:
             ``text-embedding-3-small`` 1,536, ``-3-large`` 3,072, ``-ada-002`` 1,536.
         request_dimensions: Whether to ask the endpoint for that length, which models that cannot
             shorten their vectors refuse. None asks ``text-embedding-3-...`` for less than its own.
-        base_url: What comes before ``/embeddings``.
+        base_url: What comes before ``/embeddings``. None is ``https://api.openai.com/v1``.
         organization: Sent as ``OpenAI-Organization``.
         headers: Sent as well; they win over those made here.
         azure_endpoint: ``https://NAME.openai.azure.com``, in place of `base_url`.
@@ -128,7 +106,7 @@ class OpenAIEmbedder:
         model: str = "text-embedding-3-small",
         dimensions: int | None = None,
         request_dimensions: bool | None = None,
-        base_url: str = OPENAI_URL,
+        base_url: str | None = None,
         organization: str | None = None,
         headers: Mapping[str, str] | None = None,
         azure_endpoint: str | None = None,
@@ -151,4 +129,163 @@ class OpenAIEmbedder:
             raise ConfigurationError(
                 'OpenAIEmbedder needs an extra: `pip install "llmemory[openai]"`.'
             )
-        from llmemory.embedding.openai_limits import Budget, Patience
+        from llmemory.embedding.openai_endpoint import Endpoint, endpoint_headers, endpoint_url
+        from llmemory.embedding.openai_pacing import Budget, Patience
+
+        self.model = model
+        self.dimensions = _checked_dimensions(model, dimensions)
+        for name, value, least, most in (
+            ("batch_size", batch_size, 1, MOST_INPUTS),
+            ("batch_tokens", batch_tokens, 16, math.inf),
+            ("max_input_tokens", max_input_tokens, 16, math.inf),
+            ("max_concurrency", max_concurrency, 1, 1000),
+            ("requests_per_minute", requests_per_minute, 1, math.inf),
+            ("tokens_per_minute", tokens_per_minute, 16, math.inf),
+            ("timeout_s", timeout_s, 0.001, math.inf),
+            ("attempts", attempts, 1, 100),
+            ("backoff_s", backoff_s, 0, 60),
+            ("max_wait_s", max_wait_s, 0, math.inf),
+            ("query_cache_size", query_cache_size, 0, math.inf),
+        ):
+            if value is not None and not least <= value <= most:
+                limits = f"at least {least}" if most == math.inf else f"{least} to {most}"
+                raise ConfigurationError(f"OpenAIEmbedder: {name} must be {limits}.")
+        if request_dimensions is None:
+            request_dimensions = _is_shortened(model, self.dimensions)
+        self._endpoint = Endpoint(
+            endpoint_url(base_url, azure_endpoint, azure_deployment, api_version, model=model),
+            headers=endpoint_headers(
+                api_key, organization, headers, is_azure=azure_endpoint is not None
+            ),
+            parameters={
+                "model": model,
+                "encoding_format": "base64",
+                **({"dimensions": self.dimensions} if request_dimensions else {}),
+            },
+            dimensions=self.dimensions,
+            max_concurrency=max_concurrency,
+            timeout_s=timeout_s,
+            budget=Budget(
+                requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute
+            ),
+            make_patience=partial(
+                Patience, attempts=attempts, backoff_s=backoff_s, max_wait_s=max_wait_s
+            ),
+            make_client=make_client,
+        )
+        self._batch_size = batch_size
+        self._batch_tokens = min(batch_tokens, tokens_per_minute or batch_tokens)
+        self._max_input_tokens = min(max_input_tokens, self._batch_tokens)
+        self._max_concurrency = max_concurrency
+        self._queries = _Cache(query_cache_size)
+
+    def __repr__(self) -> str:
+        return (
+            f"OpenAIEmbedder(model={self.model!r}, dimensions={self.dimensions}, "
+            f"endpoint={self._endpoint.name!r})"
+        )
+
+    @property
+    def tokens_used(self) -> int:
+        """Tokens that the provider counted for all that was embedded; 0 if it does not say."""
+        return self._endpoint.tokens_used
+
+    async def embed(self, texts: Sequence[str], *, purpose: Purpose) -> Vectors:
+        """Return one vector per text, in order, as the endpoint made them.
+
+        Args:
+            texts: Any number of texts, none of them blank.
+            purpose: "query" looks into the cache first; the endpoint sees no difference.
+
+        Returns:
+            Array of shape ``(len(texts), dimensions)``, float32, all finite.
+
+        Raises:
+            ProviderUnavailable: The endpoint did not answer in time, or not usefully.
+            ProviderRejected: It refused the request.
+            DimensionMismatch: It returned vectors of another length.
+            EmbeddingError: It returned vectors that are missing, doubled or not finite.
+            ClosedError: ``aclose`` was called.
+        """
+        if purpose != "query":
+            return await self._embed(texts)
+        known = {text: self._queries.get((self.model, text)) for text in texts}
+        unknown = [text for text, vector in known.items() if vector is None]
+        for text, vector in zip(unknown, await self._embed(unknown), strict=True):
+            known[text] = vector
+            # A copy, so that not all of the batch is kept for one of its rows.
+            self._queries.put((self.model, text), vector.copy())
+        found = [known[text] for text in texts]
+        return np.array(found, dtype=np.float32).reshape(len(texts), self.dimensions)
+
+    async def aclose(self) -> None:
+        """Close the connections of all event loops; nothing is sent from now on."""
+        await self._endpoint.aclose()
+
+    async def _embed(self, texts: Sequence[str]) -> Vectors:
+        pieces = messages.Pieces(texts, tokens=self._max_input_tokens)
+        vectors = np.empty((len(pieces.texts), self.dimensions), dtype=np.float32)
+        batches = messages.batches(pieces.costs, size=self._batch_size, tokens=self._batch_tokens)
+        failures: list[LLMemoryError] = []
+
+        async def work(group: TaskGroup) -> None:
+            for batch in batches:
+                texts, cost = pieces.texts[batch], sum(pieces.costs[batch])
+                try:
+                    vectors[batch] = await self._endpoint.embed(texts, tokens=cost)
+                except LLMemoryError as error:
+                    failures.append(error)
+                    group.cancel_scope.cancel()
+
+        # No more workers than may run at once: another call's batches take turns with these.
+        async with anyio.create_task_group() as group:
+            for _ in range(min(self._max_concurrency, len(pieces.texts))):
+                group.start_soon(work, group)
+        if failures:
+            raise failures[0]
+        return pieces.joined(vectors)
+
+
+class _Cache:
+    """The vectors of the queries that were used last."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._vectors: OrderedDict[tuple[str, str], Vectors] = OrderedDict()
+        # Event loops of several threads share it.
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[str, str]) -> Vectors | None:
+        with self._lock:
+            if key not in self._vectors:
+                return None
+            self._vectors.move_to_end(key)
+            return self._vectors[key]
+
+    def put(self, key: tuple[str, str], vector: Vectors) -> None:
+        with self._lock:
+            self._vectors[key] = vector
+            self._vectors.move_to_end(key)
+            while len(self._vectors) > self._size:
+                self._vectors.popitem(last=False)
+
+
+def _checked_dimensions(model: str, dimensions: int | None) -> int:
+    native = NATIVE_DIMENSIONS.get(model)
+    if dimensions is None:
+        if native is None:
+            raise ConfigurationError(
+                f"OpenAIEmbedder: how long are the vectors of {model!r}? Pass dimensions."
+            )
+        return native
+    most = native or 16_000
+    least = 1 if native is None or model.startswith(SHORTENABLE) else native
+    if not least <= dimensions <= most:
+        raise ConfigurationError(
+            f"OpenAIEmbedder: dimensions of {model!r} must be {least} to {most}."
+        )
+    return dimensions
+
+
+def _is_shortened(model: str, dimensions: int) -> bool:
+    return model in NATIVE_DIMENSIONS and dimensions < NATIVE_DIMENSIONS[model]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from datetime import date, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -514,8 +515,8 @@ async def test_a_document_id_is_text_or_uuid(kept: Any, stored_database: str, va
 @pytest.mark.parametrize(
     "value",
     [
-        uuid4(),
-        str(uuid4()),
+        UUID(int=5),
+        str(UUID(int=6)),
         "no-uuid",
         "",
         "\0",
@@ -582,7 +583,7 @@ async def test_bad_files_are_refused(kept: Any, stored_database: str, tmp_path: 
         (None, "path"),
         (b"bytes", "path"),
     ):
-        await refuses(lambda: memory.add_file("acme", path), stored_database, words)
+        await refuses(partial(memory.add_file, "acme", path), stored_database, words)
     good = tmp_path / "good.txt"
     good.write_text("Good text.")
     for name, value, words in (
@@ -594,7 +595,7 @@ async def test_bad_files_are_refused(kept: Any, stored_database: str, tmp_path: 
         ("language", "klingon", "must be one of"),
     ):
         await refuses(
-            lambda: memory.add_file("acme", good, **{name: value}), stored_database, words
+            partial(memory.add_file, "acme", good, **{name: value}), stored_database, words
         )
 
 
@@ -812,7 +813,7 @@ async def test_a_connection_string_is_text(value: Any) -> None:
 async def test_an_engine_is_asynchronous_and_postgresqls(database_url: str) -> None:
     engine = create_engine(with_driver(database_url, "postgresql+psycopg"))
     for wrong in (engine, "postgresql://host/app", 5):
-        with pytest.raises(ConfigurationError, match="(?i)engine"):
+        with pytest.raises(ConfigurationError, match=r"(?i)engine"):
             AsyncMemory.from_engine(wrong, embedder=HashEmbedder())  # type: ignore[arg-type]
     engine.dispose()
     engine_ = create_async_engine(with_driver(database_url, "postgresql+asyncpg"))
@@ -899,7 +900,7 @@ async def test_a_newer_schema_is_refused(
     make_memory: MakeMemory, database_url: str, revision: str
 ) -> None:
     fetch(database_url, "UPDATE llmemory.llmemory_version SET version_num = %s", revision)
-    with pytest.raises(SchemaTooNew, match="pip install --upgrade") as caught:
+    with pytest.raises(SchemaTooNew, match="newer") as caught:
         await make_memory().add_document("acme", "a", "b")
     assert isinstance(caught.value, SchemaOutOfDate)
     assert caught.value.found == revision

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.anyio
 async def test_what_is_added_comes_back(make_memory: MakeMemory, driver_url: str) -> None:
     memory = make_memory(driver_url)
     started = datetime.now(UTC)
-    content = "  Grüße 🙂 – \r\n\ttabs, \u2028 and\x01 controls, \uffff.  "
+    content = "  Grüße 🙂 \r\n\ttabs, \u2028 and\x01 controls, \uffff.  "
     result = await memory.add_document(
         "acme",
         " Name ",
@@ -69,9 +69,7 @@ async def test_what_is_added_comes_back(make_memory: MakeMemory, driver_url: str
 
 
 async def test_the_least_that_can_be_given(memory: AsyncMemory) -> None:
-    result = await memory.add_document(
-        owner_id="acme", document_name="n", content="."
-    )
+    result = await memory.add_document(owner_id="acme", document_name="n", content=".")
     document = await memory.get_document("acme", result.document_id)
     assert document.document_type is DocumentType.GENERAL
     assert document.metadata == {}
@@ -105,7 +103,12 @@ async def test_ids_may_be_numbers_and_uuids(memory: AsyncMemory) -> None:
 
 
 async def test_two_documents_of_one_origin_and_name_are_two(memory: AsyncMemory) -> None:
-    document = {"owner_id": "acme", "document_name": "Re: hi", "content": "Hello.", "id_at_origin": 1}
+    document = {
+        "owner_id": "acme",
+        "document_name": "Re: hi",
+        "content": "Hello.",
+        "id_at_origin": 1,
+    }
     ids = {(await memory.add_document(**document)).document_id for _ in range(2)}
     ids |= {result.document_id for result in await memory.add_documents([document, document])}
     assert len(ids) == 4
@@ -153,9 +156,13 @@ async def test_metadata_of_many_kinds_comes_back_as_text(
         "control": "\x01\x1f\x7f\u2028",
     }
     assert datetime.fromisoformat(found["datetime"]) == moment
-    assert await memory.delete_documents(
-        "acme", metadata_filter={"uuid": number, "decimal": Decimal("12.50"), "datetime": moment}
-    ) == 1
+    assert (
+        await memory.delete_documents(
+            "acme",
+            metadata_filter={"uuid": number, "decimal": Decimal("12.50"), "datetime": moment},
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -336,7 +343,7 @@ async def test_listing_is_one_statement(
         ({"additional_metadata": {}}, "metadata", {}),
         ({"document_date": "2026-01-01"}, "document_date", datetime(2026, 1, 1, tzinfo=UTC)),
         ({"language": "german"}, "language", "german"),
-        ({"content": "Other words."}, "content", "Other words."),
+        ({"content": "Fresh words."}, "content", "Fresh words."),
         ({}, "document_name", "Old"),
     ],
 )
@@ -365,7 +372,7 @@ async def test_an_update_changes_what_is_given(
     assert not broken_documents(driver_url)
     if "content" in change:
         assert await memory.search("acme", "old", search_type="text") == []
-        assert len(await memory.search("acme", "others", search_type="text")) == 1
+        assert len(await memory.search("acme", "fresh", search_type="text")) == 1
 
 
 async def test_another_type_splits_anew(memory: AsyncMemory, database_url: str) -> None:
@@ -455,10 +462,10 @@ async def test_delete_documents_by_anything(make_memory: MakeMemory, driver_url:
             )
         ]
 
-    ids = await fill()
+    # Numbers stand for the documents' ids, which each round makes anew.
     for arguments, left in (
-        ({"document_ids": [ids[0], UUID(ids[1]), uuid4(), "nonsense"]}, "23"),
-        ({"document_ids": {ids[3]}}, "012"),
+        ({"document_ids": [0, 1, uuid4(), "nonsense"]}, "23"),
+        ({"document_ids": {3}}, "012"),
         ({"external_ids": ["key 0", "key 9"]}, "123"),
         ({"document_type": "email"}, "23"),
         ({"id_at_origin": 0}, "13"),
@@ -466,16 +473,16 @@ async def test_delete_documents_by_anything(make_memory: MakeMemory, driver_url:
         ({"date_from": "2025-01-03"}, "01"),
         ({"date_to": "2025-01-03"}, "3"),
         ({"document_type": "email", "id_at_origin": 1}, "023"),
-        ({"document_ids": ids[:2], "external_ids": ["key 1", "key 2"]}, "023"),
+        ({"document_ids": (0, 1), "external_ids": ["key 1", "key 2"]}, "023"),
         ({"document_ids": [], "document_type": "email"}, "0123"),
     ):
-        given = dict(arguments)
+        ids = await fill()
+        given: dict[str, Any] = {**arguments}
         if "document_ids" in given:
-            positions = [ids.index(str(i)) if str(i) in ids else None for i in given["document_ids"]]
-            ids = await fill()
-            given["document_ids"] = [uuid4() if p is None else ids[p] for p in positions]
-        else:
-            ids = await fill()
+            given["document_ids"] = type(given["document_ids"])(
+                UUID(ids[value]) if isinstance(value, int) else value
+                for value in given["document_ids"]
+            )
         assert await memory.delete_documents("acme", **given) == 4 - len(left)
         listed = (await memory.list_documents("acme")).documents
         assert sorted(document.document_name for document in listed) == list(left)
@@ -496,7 +503,8 @@ async def test_delete_owner_leaves_nothing_of_theirs_and_all_of_others(
             )
         fetch(
             driver_url,
-            "INSERT INTO llmemory.lexical_statistics VALUES (%s, 'text', 1, now()), (%s, '', 2, now())",
+            "INSERT INTO llmemory.lexical_statistics "
+            "VALUES (%s, 'text', 1, now()), (%s, '', 2, now())",
             owner,
             owner,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,15 @@ from typing import Any
 
 import anyio
 import pytest
-from integration.helpers import GatedEmbedder, broken_documents, fetch, paragraphs, rows, together, writes
+from integration.helpers import (
+    GatedEmbedder,
+    broken_documents,
+    fetch,
+    paragraphs,
+    rows,
+    together,
+    writes,
+)
 from plugins.memories import MakeMemory
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -245,9 +254,9 @@ async def test_a_reader_sees_the_old_or_the_new_never_none_never_both(
             if search_type == "text":
                 assert len(hits) == 1
                 continue
-            numbers = {word.strip("versionrelease") for word in words} - {"constant", "t"}
+            numbers = {re.sub(r"\D", "", word) for word in words} - {""}
             assert len(hits) == 3
-            assert len({word.lstrip("versionrelease") for word in words - {"constant"}}) == 1
+            assert len(numbers) == 1
             seen.add(frozenset(numbers))
 
     async with anyio.create_task_group() as tasks:
@@ -322,9 +331,7 @@ async def test_two_bulk_runs_over_the_same_keys_in_opposite_order(
         [{**item, "content": item["content"].format("Left")} for item in documents],
         [{**item, "content": item["content"].format("Right")} for item in reversed(documents)],
     ]
-    await together(
-        *(memory.add_documents(run) for memory, run in zip(memories, runs, strict=True))
-    )
+    await together(*(memory.add_documents(run) for memory, run in zip(memories, runs, strict=True)))
     assert rows(driver_url)["documents"] == 200
     assert not broken_documents(driver_url)
     left = fetch(
@@ -346,10 +353,9 @@ async def test_cancelled_at_any_point(make_memory: MakeMemory, driver_url: str) 
         if number % 2:
             await asyncio.sleep(chosen.random() * 0.03)
         task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            if not task.done() or task.cancelled():
-                await task
-            raise asyncio.CancelledError
+        (outcome,) = await asyncio.gather(task, return_exceptions=True)
+        # Done before it was cancelled, or cancelled: no other error takes the place of that.
+        assert isinstance(outcome, list | asyncio.CancelledError), repr(outcome)
         assert not broken_documents(driver_url)
     results = await memory.add_documents(items(range(60), "Last"))
     assert len(results) == 60

@@ -109,10 +109,13 @@ async def test_rollback_leaves_nothing(
 async def test_an_error_of_the_callers_takes_all_back(
     memory: AsyncMemory, opened: Any, driver_url: str, kind: str
 ) -> None:
-    with pytest.raises(RuntimeError):
+    async def fail() -> None:
         async with opened(kind) as session, session.begin():
             await memory.add_document("acme", "a", "Leave.", session=session)
             raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await fail()
     assert rows(driver_url) == NOTHING
 
 

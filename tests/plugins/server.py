@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,11 +24,20 @@ from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
 from llmemory import migrate
-from llmemory.errors import LLMemoryError
 
 SERVER_VARIABLE = "LLMEMORY_TEST_DATABASE_URL"
 EMPTY = "template0"
-UNSAFE_BUT_FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+HOLD_SERVER = """
+import sys
+from pathlib import Path
+from llmemory import embedded
+
+fast_but_unsafe = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+server = embedded.start(Path(sys.argv[1]), settings=fast_but_unsafe)
+print(server.url, flush=True)
+sys.stdin.read()
+server.release()
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -57,20 +68,25 @@ def _server_given(url: str) -> Iterator[str]:
 
 @contextmanager
 def _server_embedded() -> Iterator[str]:
-    from llmemory import embedded
-
     # Under root the server runs as another user, who must be able to pass; TMPDIR may be closed.
     folder = Path(tempfile.mkdtemp(prefix="llmemory-tests-", dir="/tmp"))
     folder.chmod(0o755)
+    # A process of its own holds the server: tests of the embedded server release all of theirs.
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD_SERVER, folder / "postgres"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert holder.stdout is not None
     try:
-        server = embedded.start(folder / "postgres", settings=UNSAFE_BUT_FAST)
-    except LLMemoryError as error:
-        shutil.rmtree(folder)
-        pytest.exit(f"The embedded server does not start: {error}", returncode=3)
-    try:
-        yield server.url
+        url = holder.stdout.readline().strip()
+        if not url:
+            pytest.exit("The embedded server does not start; see above.", returncode=3)
+        yield url
     finally:
-        server.release()
+        holder.communicate()
         shutil.rmtree(folder)
 
 

@@ -16,45 +16,22 @@ from typing import NoReturn, TypeVar
 import anyio
 import tenacity
 
+from llmemory.embedding.openai_messages import Setback
 from llmemory.errors import ProviderUnavailable
 
-__all__ = ["Budget", "Patience", "Setback", "requested_wait_s"]
+__all__ = ["Budget", "Patience", "requested_wait_s"]
 
 MINUTE_S = 60.0
 LARGEST_BACKOFF_S = 30.0
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
-_STEP = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhd]))+")
+_STEP = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhd])")
 # A number this large is a point in time, as some gateways send it, not a duration.
 _EPOCH_S = 1e9
 
 _logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-class Setback(Exception):
-    """An attempt failed in a way that another one may not.
-
-    Args:
-        reason: What happened, for a message: without key and text.
-        wait_s: Seconds that the provider asked to wait, or None.
-        limited: Whether a rate limit was met, which is waiting and not failing.
-        cause: What the final error gets as its ``__cause__``.
-    """
-
-    def __init__(
-        self,
-        reason: str,
-        *,
-        wait_s: float | None = None,
-        limited: bool = False,
-        cause: Exception | None = None,
-    ) -> None:
-        super().__init__(reason)
-        self.wait_s = wait_s
-        self.limited = limited
-        self.cause = cause
 
 
 class Patience:
@@ -210,8 +187,8 @@ def requested_wait_s(headers: Mapping[str, str], *, tokens: int) -> float | None
 
     In this order: ``retry-after-ms``; ``retry-after`` as seconds or as an HTTP date, which is
     compared with the answer's own ``date``; ``x-ratelimit-reset-requests`` and ``-tokens`` as
-    durations like ``6m0s``, as seconds or as points in time: of the limits that
-    ``x-ratelimit-remaining-...`` shows to be used up, or of both where none is.
+    durations like ``6m0s``, as seconds or as points in time, except of a limit that
+    ``x-ratelimit-remaining-...`` shows to be not used up.
 
     Args:
         headers: Those of the answer, case-insensitive.
@@ -225,19 +202,12 @@ def requested_wait_s(headers: Mapping[str, str], *, tokens: int) -> float | None
             wait_s = _until(retry_after, _moment(headers.get("date")) or datetime.now(UTC))
         if wait_s is not None:
             return wait_s
-    resets = {
-        limit: wait_s
-        for limit in ("requests", "tokens")
-        if (wait_s := _duration_s(headers.get(f"x-ratelimit-reset-{limit}"))) is not None
-    }
-    needed = {"requests": 1, "tokens": tokens}
-    used_up = [
-        resets[limit]
-        for limit in resets
-        if (left := _number(headers.get(f"x-ratelimit-remaining-{limit}"))) is not None
-        and left < needed[limit]
-    ]
-    return max(used_up or resets.values(), default=None)
+    waits_s = []
+    for limit, needed in (("requests", 1), ("tokens", tokens)):
+        left = _number(headers.get(f"x-ratelimit-remaining-{limit}"))
+        if left is None or left < needed:
+            waits_s.append(_duration_s(headers.get(f"x-ratelimit-reset-{limit}")))
+    return max((wait_s for wait_s in waits_s if wait_s is not None), default=None)
 
 
 def _number(text: str | None) -> float | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 from pydantic import BaseModel
@@ -16,11 +16,54 @@ from pydantic import ValidationError as PydanticValidationError
 from llmemory.errors import DimensionMismatch, EmbeddingError
 from llmemory.types import Vectors
 
-__all__ = ["Answer", "Garbled", "Pieces", "batches", "decode", "estimated_tokens"]
+__all__ = [
+    "Answer",
+    "Pieces",
+    "Setback",
+    "batches",
+    "decode",
+    "error_code",
+    "estimated_tokens",
+    "remedy",
+]
+
+_REMEDIES: dict[str | int, str] = {
+    "insufficient_quota": "the account has no credit left",
+    "invalid_api_key": "check api_key",
+    "model_not_found": "check model",
+    "context_length_exceeded": "a text is too long for the model; lower max_input_tokens",
+    "max_tokens_per_request": "lower batch_tokens",
+    "DeploymentNotFound": "check azure_deployment",
+    400: "check model and dimensions, or lower max_input_tokens",
+    401: "check api_key",
+    403: "the key may not be used for this model or endpoint",
+    404: "check base_url and model",
+    413: "lower batch_tokens",
+}
 
 
-class Garbled(Exception):
-    """The answer is not one of this API; asking again may help."""
+class Setback(Exception):
+    """An attempt failed in a way that another one may not.
+
+    Args:
+        reason: What happened, for a message: without key and text.
+        wait_s: Seconds that the provider asked to wait, or None.
+        limited: Whether a rate limit was met, which is waiting and not failing.
+        cause: What the final error gets as its ``__cause__``.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        wait_s: float | None = None,
+        limited: bool = False,
+        cause: Exception | None = None,
+    ) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+        self.limited = limited
+        self.cause = cause
 
 
 @dataclass(frozen=True)
@@ -57,13 +100,13 @@ def decode(body: bytes, *, count: int, dimensions: int) -> Answer:
     endpoints ignore ``encoding_format``.
 
     Raises:
-        Garbled: It is not JSON of the API's form, or its base64 is damaged.
+        Setback: It is not JSON of the API's form, or its base64 is damaged.
         DimensionMismatch: A vector of another length than `dimensions`.
         EmbeddingError: Vectors are missing, doubled or hold values that are not finite.
     """
     parsed = _parse(body)
     if parsed is None:
-        raise Garbled("JSON of another form than the API's")
+        raise Setback("an answer in another form than the API's")
     indexes = [item.index for item in parsed.data]
     if sorted(indexes) != list(range(count)):
         raise EmbeddingError(
@@ -74,7 +117,7 @@ def decode(body: bytes, *, count: int, dimensions: int) -> Answer:
     for item in parsed.data:
         vector = _vector(item.embedding)
         if vector is None:
-            raise Garbled("damaged base64")
+            raise Setback("damaged base64")
         if vector.size != dimensions:
             raise DimensionMismatch(
                 f"The provider returned a vector of {vector.size} dimensions; {dimensions} are "
@@ -108,6 +151,25 @@ def _vector(embedding: str | list[float]) -> Vectors | None:
     return np.frombuffer(packed, dtype="<f4") if len(packed) % 4 == 0 else None
 
 
+def error_code(body: bytes) -> str | None:
+    """Return the code of a refusal, if it is one that this library knows.
+
+    Nothing else of a refusal is ever shown: it may quote the key or the text.
+    """
+    try:
+        error = json.loads(body)["error"]
+        codes = [error.get("code"), error.get("type")]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return next((code for code in codes if isinstance(code, str) and code in _REMEDIES), None)
+
+
+def remedy(status: int, code: str | None) -> str:
+    """Return what to do about a refusal."""
+    found = _REMEDIES.get(code or status) or _REMEDIES.get(status)
+    return found or "check base_url, and whether the endpoint speaks this API"
+
+
 def estimated_tokens(text: str) -> int:
     """Return about how many tokens a text has: never less than 1.
 
@@ -119,22 +181,22 @@ def estimated_tokens(text: str) -> int:
     return max(1, math.ceil(len(text) / 3 + (size - len(text)) / 2))
 
 
-def batches(texts: Sequence[str], *, size: int, tokens: int) -> Iterator[range]:
-    """Yield the positions of texts that go into one request, in order.
+def batches(costs: Sequence[int], *, size: int, tokens: int) -> Iterator[slice]:
+    """Yield which texts go into one request, in order.
 
     Args:
+        costs: Estimated tokens of each text.
         size: Most texts in a batch.
         tokens: Most estimated tokens in a batch; a text above it goes alone.
     """
     start = spent = 0
-    for position, text in enumerate(texts):
-        cost = estimated_tokens(text)
+    for position, cost in enumerate(costs):
         if position > start and (position - start == size or spent + cost > tokens):
-            yield range(start, position)
+            yield slice(start, position)
             start, spent = position, 0
         spent += cost
-    if texts:
-        yield range(start, len(texts))
+    if costs:
+        yield slice(start, len(costs))
 
 
 class Pieces:
@@ -150,11 +212,13 @@ class Pieces:
 
     Attributes:
         texts: The pieces, in the order of the texts.
+        costs: Their estimated tokens.
     """
 
     def __init__(self, texts: Sequence[str], *, tokens: int) -> None:
         cut = [_cut(text, tokens) for text in texts]
-        self.texts = [piece for pieces in cut for piece in pieces]
+        self.texts = [piece for pieces in cut for piece, _ in pieces]
+        self.costs = [cost for pieces in cut for _, cost in pieces]
         self._counts = [len(pieces) for pieces in cut]
 
     def joined(self, vectors: Vectors) -> Vectors:
@@ -162,24 +226,25 @@ class Pieces:
         if len(self._counts) == len(self.texts):
             return vectors
         joined = np.empty((len(self._counts), vectors.shape[1]), dtype=np.float32)
-        rows, texts = iter(vectors), iter(self.texts)
+        end = 0
         for position, count in enumerate(self._counts):
-            if count == 1:
-                joined[position], _ = next(rows), next(texts)
-                continue
-            weights = [len(text) for text in islice(texts, count)]
-            mean = np.average(list(islice(rows, count)), axis=0, weights=weights)
-            joined[position] = mean / max(float(np.linalg.norm(mean)), 1e-12)
+            start, end = end, end + count
+            joined[position] = vectors[start]
+            if count > 1:
+                weights = [len(text) for text in self.texts[start:end]]
+                mean = np.average(vectors[start:end], axis=0, weights=weights)
+                joined[position] = mean / max(float(np.linalg.norm(mean)), 1e-12)
         return joined
 
 
-def _cut(text: str, tokens: int) -> list[str]:
-    """Return `text` in halves of halves that are short enough, cut at white space if there is."""
-    if estimated_tokens(text) <= tokens or len(text) == 1:
-        return [text]
+def _cut(text: str, tokens: int) -> list[tuple[str, int]]:
+    """Return pieces and their estimated tokens: halves of halves, cut at spaces if possible."""
+    cost = estimated_tokens(text)
+    if cost <= tokens or len(text) == 1:
+        return [(text, cost)]
     middle = len(text) // 2
-    found = max(text.rfind(space, middle // 2, middle) for space in " \n")
-    middle = found if found > 0 else middle
+    space = max(text.rfind(space, middle // 2, middle) for space in " \n")
+    middle = space if space > 0 else middle
     # Providers refuse blank texts.
     halves = [half for half in (text[:middle].strip(), text[middle:].strip()) if half]
     return [piece for half in halves for piece in _cut(half, tokens)]

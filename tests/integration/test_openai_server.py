@@ -1,0 +1,440 @@
+"""OpenAIEmbedder against a real HTTP server on loopback, which also fails in every way."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import pickle
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from email.utils import formatdate
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+from plugins.memories import MakeMemory
+from plugins.openai_server import (
+    Behaviour,
+    OpenAIServer,
+    altered,
+    cut,
+    packed,
+    raw,
+    slowly,
+    status,
+    vector_of,
+)
+
+from llmemory.embedding.openai import OpenAIEmbedder
+from llmemory.errors import (
+    ClosedError,
+    DimensionMismatch,
+    EmbeddingError,
+    LLMemoryError,
+    ProviderRejected,
+    ProviderUnavailable,
+)
+
+pytestmark = pytest.mark.anyio
+
+KEY = "sk-hunter2-very-secret"
+TEXT = "a text nobody may read"
+DIMENSIONS = 64
+
+
+@pytest.fixture
+def openai_server() -> Iterator[OpenAIServer]:
+    """A server that answers well until it is told otherwise."""
+    with OpenAIServer() as server:
+        yield server
+
+
+def embedder_for(server: OpenAIServer, **options: Any) -> OpenAIEmbedder:
+    defaults: dict[str, Any] = {"dimensions": DIMENSIONS, "backoff_s": 0.02, "timeout_s": 5.0}
+    return OpenAIEmbedder(KEY, base_url=server.url, **{**defaults, **options})
+
+
+async def embedded_well(embedder: OpenAIEmbedder, *texts: str) -> bool:
+    """Embed and compare with what the server gives to these texts."""
+    vectors = await embedder.embed(texts, purpose="document")
+    return np.array_equal(vectors, [vector_of(text, embedder.dimensions) for text in texts])
+
+
+class TestAnswers:
+    async def test_vectors_come_in_the_order_of_the_texts(
+        self, openai_server: OpenAIServer
+    ) -> None:
+        embedder = embedder_for(openai_server, batch_size=10, max_concurrency=7)
+        texts = [f"text {number}" for number in range(995)]
+        assert await embedded_well(embedder, *texts)
+        assert len(openai_server.requests) == 100
+        assert embedder.tokens_used == 995
+        await embedder.aclose()
+
+    async def test_a_reordered_answer_is_sorted_back(self, openai_server: OpenAIServer) -> None:
+        openai_server.answers(altered(lambda items: items[::-1]))
+        embedder = embedder_for(openai_server)
+        assert await embedded_well(embedder, "one", "two", "three")
+        await embedder.aclose()
+
+    async def test_a_large_answer(self, openai_server: OpenAIServer) -> None:
+        embedder = embedder_for(openai_server, dimensions=1536)
+        assert await embedded_well(embedder, *(f"text {number}" for number in range(2048)))
+        assert len(openai_server.requests) == 1
+        await embedder.aclose()
+
+    async def test_requests_run_at_once_but_not_too_many(self, openai_server: OpenAIServer) -> None:
+        embedder = embedder_for(openai_server, batch_size=1, max_concurrency=3)
+        openai_server.answers(*[slowly(silence_s=0.1)] * 12)
+        started = time.monotonic()
+        async with anyio.create_task_group() as group:
+            for number in range(2):
+                texts = [f"{number}.{position}" for position in range(6)]
+                group.start_soon(embedded_well, embedder, *texts)
+        assert openai_server.most_at_once == 3
+        assert openai_server.open_connections == 3
+        assert 0.4 <= time.monotonic() - started < 1.1
+        await embedder.aclose()
+
+
+class TestRefusedAnswers:
+    """What must not be stored, and would be the same if asked again."""
+
+    @pytest.mark.parametrize(
+        ("alter", "error"),
+        [
+            (lambda items: items[:1], EmbeddingError),
+            (lambda items: [items[0], items[0]], EmbeddingError),
+            (lambda items: [*items, items[0]], EmbeddingError),
+            (lambda items: [items[0], with_vector(items[1], math.nan)], EmbeddingError),
+            (lambda items: [items[0], with_vector(items[1], math.inf)], EmbeddingError),
+            (lambda items: [items[0], with_vector(items[1], 1.0, 2.0)], DimensionMismatch),
+        ],
+        ids=["missing", "duplicate", "one too many", "nan", "infinite", "wrong length"],
+    )
+    async def test_vectors_that_are_wrong(
+        self, openai_server: OpenAIServer, alter: Any, error: type[EmbeddingError]
+    ) -> None:
+        openai_server.answers(altered(alter))
+        embedder = embedder_for(openai_server)
+        with pytest.raises(error) as caught:
+            await embedder.embed(["one", "two"], purpose="document")
+        assert type(caught.value) is error
+        assert len(openai_server.requests) == 1
+        assert await embedded_well(embedder, "one", "two")
+        await embedder.aclose()
+
+    @pytest.mark.parametrize("code", [400, 401, 403, 404, 422])
+    async def test_a_refused_request(self, openai_server: OpenAIServer, code: int) -> None:
+        openai_server.answers(status(code, retry_after="1"))
+        embedder = embedder_for(openai_server)
+        with pytest.raises(ProviderRejected) as caught:
+            await embedder.embed([TEXT], purpose="document")
+        assert caught.value.status == code
+        assert len(openai_server.requests) == 1
+        await embedder.aclose()
+
+    async def test_no_credit_is_not_waited_for(self, openai_server: OpenAIServer) -> None:
+        openai_server.answers(status(429, "insufficient_quota"))
+        embedder = embedder_for(openai_server)
+        with pytest.raises(ProviderRejected, match="credit"):
+            await embedder.embed(["one"], purpose="document")
+        await embedder.aclose()
+
+    async def test_a_redirect_is_not_followed_with_the_key(
+        self, openai_server: OpenAIServer
+    ) -> None:
+        openai_server.answers(status(302, location=f"{openai_server.url}/elsewhere"))
+        embedder = embedder_for(openai_server)
+        with pytest.raises(ProviderRejected):
+            await embedder.embed(["one"], purpose="document")
+        assert len(openai_server.requests) == 1
+        await embedder.aclose()
+
+
+FAILURES = {
+    "500": (status(500), "status 500"),
+    "503": (status(503), "status 503"),
+    "408": (status(408), "status 408"),
+    "garbage": (raw(b"<html>It works!</html>"), "another form"),
+    "half of the json": (raw(b'{"data": [{"index": 0, "embed'), "another form"),
+    "nothing": (raw(b""), "another form"),
+    "truncated base64": (
+        altered(lambda items: [{**items[0], "embedding": items[0]["embedding"][:-3]}]),
+        "base64",
+    ),
+    "cut connection": (cut, "withheld"),
+    "slow body": (slowly(drip_s=0.1), "no answer within"),
+    "30 s of silence": (slowly(silence_s=30), "no answer within"),
+}
+
+
+class TestFailures:
+    """What another attempt may mend."""
+
+    @pytest.mark.parametrize("name", FAILURES)
+    async def test_it_is_tried_again(self, openai_server: OpenAIServer, name: str) -> None:
+        behaviour, _ = FAILURES[name]
+        openai_server.answers(behaviour, behaviour)
+        embedder = embedder_for(openai_server, attempts=3, timeout_s=0.5)
+        assert await embedded_well(embedder, "one")
+        assert len(openai_server.requests) == 3
+        await embedder.aclose()
+
+    @pytest.mark.parametrize("name", FAILURES)
+    async def test_it_is_given_up(self, openai_server: OpenAIServer, name: str) -> None:
+        behaviour, words = FAILURES[name]
+        openai_server.answers(*[behaviour] * 3)
+        embedder = embedder_for(openai_server, attempts=2, timeout_s=0.5)
+        with pytest.raises(ProviderUnavailable, match=words) as caught:
+            await embedder.embed(["one"], purpose="document")
+        assert "2 attempts" in str(caught.value)
+        assert caught.value.retry_after_s is None
+        assert len(openai_server.requests) == 2
+        await embedder.aclose()
+
+    async def test_nobody_listens(self, openai_server: OpenAIServer) -> None:
+        embedder = OpenAIEmbedder(KEY, base_url="http://127.0.0.1:9", attempts=2, backoff_s=0)
+        with pytest.raises(ProviderUnavailable, match="2 attempts"):
+            await embedder.embed(["one"], purpose="document")
+        await embedder.aclose()
+
+    async def test_a_server_that_is_busy_says_for_how_long(
+        self, openai_server: OpenAIServer
+    ) -> None:
+        openai_server.answers(status(503, retry_after="1"), status(503, retry_after="77"))
+        embedder = embedder_for(openai_server, attempts=2)
+        with pytest.raises(ProviderUnavailable) as caught:
+            await embedder.embed(["one"], purpose="document")
+        assert caught.value.retry_after_s == 77
+        first, second = openai_server.requests
+        assert second.at_s - first.at_s >= 1
+        await embedder.aclose()
+
+
+class TestRateLimits:
+    """Status 429 is waiting, not failing: here with a single attempt allowed."""
+
+    @pytest.mark.parametrize(
+        ("headers", "least_s", "most_s"),
+        [
+            ({}, 0, 0.5),
+            ({"retry_after": "1"}, 1, 2),
+            ({"retry_after_ms": "300"}, 0.3, 1),
+            ({"x_ratelimit_reset_requests": "1s"}, 1, 2),
+            ({"x_ratelimit_reset_tokens": "400ms"}, 0.4, 1),
+        ],
+    )
+    async def test_it_waits_as_long_as_asked(
+        self,
+        openai_server: OpenAIServer,
+        headers: dict[str, str],
+        least_s: float,
+        most_s: float,
+    ) -> None:
+        openai_server.answers(status(429, **headers))
+        embedder = embedder_for(openai_server, attempts=1)
+        assert await embedded_well(embedder, "one")
+        first, second = openai_server.requests
+        assert least_s <= second.at_s - first.at_s < most_s
+        await embedder.aclose()
+
+    async def test_a_date_is_compared_with_the_servers_clock(
+        self, openai_server: OpenAIServer
+    ) -> None:
+        date, later = formatdate(1_000_000_000), formatdate(1_000_000_001)
+        openai_server.answers(status(429, date=date, retry_after=later))
+        embedder = embedder_for(openai_server, attempts=1)
+        assert await embedded_well(embedder, "one")
+        first, second = openai_server.requests
+        assert 1 <= second.at_s - first.at_s < 2
+        await embedder.aclose()
+
+    async def test_many_in_a_row(self, openai_server: OpenAIServer) -> None:
+        openai_server.answers(*[status(429)] * 6)
+        embedder = embedder_for(openai_server, attempts=1)
+        assert await embedded_well(embedder, "one")
+        await embedder.aclose()
+
+    async def test_other_requests_are_held_back_as_well(self, openai_server: OpenAIServer) -> None:
+        openai_server.answers(status(429, retry_after="1"))
+        embedder = embedder_for(openai_server, attempts=1, batch_size=1, max_concurrency=2)
+        assert await embedded_well(embedder, *(f"text {number}" for number in range(20)))
+        times = [request.at_s for request in openai_server.requests]
+        # The one beside it was under way, and perhaps one more while its answer was.
+        assert len([moment for moment in times if moment < times[0] + 1]) <= 3
+        await embedder.aclose()
+
+    async def test_it_waits_no_longer_than_max_wait_s(self, openai_server: OpenAIServer) -> None:
+        openai_server.answers(status(429, retry_after="60"))
+        embedder = embedder_for(openai_server, max_wait_s=30)
+        started = time.monotonic()
+        with pytest.raises(ProviderUnavailable) as caught:
+            await embedder.embed(["one"], purpose="document")
+        assert time.monotonic() - started < 1
+        assert caught.value.retry_after_s == 60
+        await embedder.aclose()
+
+    async def test_no_more_requests_a_minute_than_allowed(
+        self, openai_server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("llmemory.embedding.openai_pacing.MINUTE_S", 0.5)
+        embedder = embedder_for(openai_server, batch_size=1, requests_per_minute=4)
+        assert await embedded_well(embedder, *(f"text {number}" for number in range(12)))
+        times = [request.at_s for request in openai_server.requests]
+        assert len(times) == 12
+        assert min(later - earlier for earlier, later in zip(times, times[4:], strict=False)) > 0.45
+        await embedder.aclose()
+
+
+class TestSecrets:
+    @pytest.mark.parametrize(
+        "behaviour",
+        [status(400), status(401), status(429, retry_after="999"), status(500), cut, raw(b"{}")],
+    )
+    async def test_neither_key_nor_text_is_shown(
+        self,
+        openai_server: OpenAIServer,
+        behaviour: Behaviour,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        caplog.set_level("DEBUG")
+        openai_server.answers(behaviour, behaviour)
+        embedder = embedder_for(openai_server, attempts=2)
+        with pytest.raises(EmbeddingError) as caught:
+            await embedder.embed([TEXT], purpose="document")
+        shown = "".join(traceback.format_exception(caught.value))
+        links = list(all_links(caught.value))
+        shown += "".join(f"{link!r} {vars(link)}" for link in links)
+        for secret in (KEY, TEXT):
+            assert secret not in shown
+            assert secret not in caplog.text
+        # An httpx error holds the request, unless it has been taken out.
+        assert not any(getattr(link, "_request", None) for link in links)
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+        await embedder.aclose()
+
+
+class TestEventLoops:
+    def test_one_after_the_other(self, openai_server: OpenAIServer) -> None:
+        embedder = embedder_for(openai_server, batch_size=1)
+        for number in range(3):
+            assert asyncio.run(embedded_well(embedder, f"{number}.1", f"{number}.2"))
+            # asyncio.run has closed the connections of its loop.
+            assert openai_server.wait_for_connections(0) == 0
+        gc.collect()
+
+    def test_two_at_once(self, openai_server: OpenAIServer) -> None:
+        embedder = embedder_for(openai_server, batch_size=1, max_concurrency=4)
+        results = []
+
+        def run(name: int) -> None:
+            texts = [f"{name}.{number}" for number in range(50)]
+            results.append(asyncio.run(embedded_well(embedder, *texts)))
+
+        threads = [threading.Thread(target=run, args=[name]) for name in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert results == [True, True]
+        assert embedder.tokens_used == 100
+        assert openai_server.wait_for_connections(0) == 0
+
+    def test_an_embedder_that_is_forgotten_leaves_no_connection(
+        self, openai_server: OpenAIServer
+    ) -> None:
+        async def use() -> int:
+            assert await embedded_well(embedder_for(openai_server), "one")
+            gc.collect()
+            return await asyncio.to_thread(openai_server.wait_for_connections, 0)
+
+        assert asyncio.run(use()) == 0
+
+    def test_closing_reaches_the_other_loops(self, openai_server: OpenAIServer) -> None:
+        embedder = embedder_for(openai_server)
+        used, done = threading.Event(), threading.Event()
+
+        async def use_and_stay() -> None:
+            assert await embedded_well(embedder, "one")
+            used.set()
+            await asyncio.to_thread(done.wait, 10)
+
+        thread = threading.Thread(target=lambda: asyncio.run(use_and_stay()))
+        thread.start()
+        assert used.wait(5)
+        assert openai_server.open_connections == 1
+        asyncio.run(embedder.aclose())
+        assert openai_server.wait_for_connections(0) == 0
+        done.set()
+        thread.join()
+
+    async def test_closed(self, openai_server: OpenAIServer) -> None:
+        embedder = embedder_for(openai_server)
+        assert await embedded_well(embedder, "one")
+        await embedder.aclose()
+        assert openai_server.wait_for_connections(0) == 0
+        with pytest.raises(ClosedError):
+            await embedder.embed(["two"], purpose="document")
+        await embedder.aclose()
+
+    async def test_closed_while_a_request_is_under_way(self, openai_server: OpenAIServer) -> None:
+        openai_server.answers(slowly(silence_s=5))
+        embedder = embedder_for(openai_server)
+        caught: list[LLMemoryError] = []
+
+        async def use() -> None:
+            try:
+                await embedder.embed(["one"], purpose="document")
+            except LLMemoryError as error:
+                caught.append(error)
+
+        with anyio.fail_after(3):
+            async with anyio.create_task_group() as group:
+                group.start_soon(use)
+                await anyio.sleep(0.2)
+                await embedder.aclose()
+        assert [type(error) for error in caught] == [ClosedError]
+
+    async def test_cancelled(self, openai_server: OpenAIServer) -> None:
+        embedder = embedder_for(openai_server, batch_size=1, max_concurrency=2)
+        for _ in range(3):
+            openai_server.script.clear()
+            openai_server.answers(*[slowly(silence_s=30)] * 4)
+            with anyio.move_on_after(0.2) as scope:
+                await embedder.embed(["one", "two", "three"], purpose="document")
+            assert scope.cancelled_caught
+        openai_server.script.clear()
+        assert await embedded_well(embedder, "one", "two", "three")
+        await embedder.aclose()
+
+
+async def test_with_a_memory(openai_server: OpenAIServer, make_memory: MakeMemory) -> None:
+    embedder = embedder_for(openai_server)
+    memory = make_memory(embedder=embedder)
+    for name in ("apples", "pears"):
+        await memory.add_document("owner", name, f"All about {name}.")
+    for _ in range(2):
+        hits = await memory.search("owner", "All about pears.", search_type="vector")
+        assert hits[0].content == "All about pears."
+    # Two documents and one query: the second time it came from the cache.
+    assert len(openai_server.requests) == 3
+    await embedder.aclose()
+
+
+def all_links(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error, its causes and contexts, also those that a traceback does not show."""
+    yield error
+    for link in (error.__cause__, error.__context__):
+        if link is not None:
+            yield from all_links(link)
+
+
+def with_vector(item: dict[str, Any], *numbers: float) -> dict[str, Any]:
+    """Return an item with another vector: of these numbers, or of the same one again and again."""
+    vector = np.array(numbers * DIMENSIONS if len(numbers) == 1 else numbers, dtype=np.float32)
+    return {**item, "embedding": packed(vector)}

@@ -1,0 +1,185 @@
+"""Which index serves each hot statement: a plan that is lost fails here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from integration.helpers import fetch
+from plugins.server import fresh_database
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from llmemory import AsyncMemory, HashEmbedder
+
+pytestmark = pytest.mark.anyio
+
+OWNERS = 50
+DOCUMENTS = 200
+
+
+@pytest.fixture(scope="module")
+def filled(server_url: str, template: str) -> Iterator[str]:
+    """A database with 50 owners of 200 documents each, made once for all tests of plans."""
+
+    async def fill(url: str) -> None:
+        async with AsyncMemory(url, embedder=HashEmbedder()) as memory:
+            await memory.add_documents(
+                {
+                    "owner_id": f"owner {owner}",
+                    "document_name": str(number),
+                    "content": f"Days of leave number {number} of {owner}, word{number % 20}.",
+                    "external_id": f"key {number}",
+                    "additional_metadata": {"number": number},
+                    "language": "german" if number % 50 == 0 else "english",
+                }
+                for owner in range(OWNERS)
+                for number in range(DOCUMENTS)
+            )
+
+    with fresh_database(server_url, template) as url:
+        asyncio.run(fill(url))
+        fetch(url, "VACUUM ANALYZE")
+        yield url
+
+
+@pytest.fixture
+async def engine(filled: str) -> AsyncIterator[AsyncEngine]:
+    plain = "postgresql://" + filled.partition("://")[2]
+    engine = create_async_engine(
+        "postgresql+psycopg://",
+        async_creator=lambda: psycopg.AsyncConnection.connect(plain),
+        poolclass=NullPool,
+    )
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+def memory(engine: AsyncEngine) -> AsyncMemory:
+    return AsyncMemory(engine=engine, embedder=HashEmbedder())
+
+
+@pytest.fixture
+def plans(engine: AsyncEngine) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """Give the plan nodes of every SELECT that has run on the engine, with ANALYZE."""
+    found: list[dict[str, Any]] = []
+    busy = False
+
+    def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
+        nonlocal busy
+        if (
+            busy
+            or not statement.lstrip().startswith(("SELECT", "WITH"))
+            or "llmemory." not in statement
+        ):
+            return
+        busy = True
+        try:
+            cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters)
+            (plan,) = cursor.fetchone()
+            found.extend(nodes(plan if isinstance(plan, list) else json.loads(plan)))
+        finally:
+            busy = False
+
+    event.listen(engine.sync_engine, "before_cursor_execute", explain)
+    yield lambda: found
+    event.remove(engine.sync_engine, "before_cursor_execute", explain)
+
+
+def nodes(plan: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(plan, list):
+        for part in plan:
+            yield from nodes(part)
+    elif "Plan" in plan:
+        yield from nodes(plan["Plan"])
+    else:
+        yield plan
+        yield from nodes(plan.get("Plans", []))
+
+
+def indexes(found: list[dict[str, Any]]) -> set[str]:
+    return {node["Index Name"] for node in found if "Index Name" in node}
+
+
+def whole_tables(found: list[dict[str, Any]]) -> set[str]:
+    return {
+        node["Relation Name"]
+        for node in found
+        if node["Node Type"] == "Seq Scan"
+        and node["Relation Name"] in {"documents", "chunks", "embeddings"}
+    }
+
+
+def most_rows(found: list[dict[str, Any]], table: str) -> float:
+    return max(
+        (node["Actual Rows"] for node in found if node.get("Relation Name") == table), default=0
+    )
+
+
+async def test_documents_by_external_id(memory: AsyncMemory, plans: Any) -> None:
+    await memory.add_document(
+        "owner 7", "3", "Days of leave number 3 of 7, word3.", external_id="key 3"
+    )
+    assert "uq_documents_owner_id_external_id" in indexes(plans())
+    assert not whole_tables(plans())
+
+
+async def test_chunks_that_are_replaced(memory: AsyncMemory, plans: Any) -> None:
+    await memory.add_document("owner 7", "3", "New text.", external_id="key 3")
+    assert "ix_chunks_owner_id_document_id_position" in indexes(plans())
+    assert not whole_tables(plans())
+    assert most_rows(plans(), "chunks") <= 1
+
+
+async def test_one_document(memory: AsyncMemory, plans: Any) -> None:
+    listed = await memory.list_documents("owner 7", limit=1)
+    plans().clear()
+    await memory.get_document("owner 7", listed.documents[0].document_id)
+    assert indexes(plans()) == {"pk_documents"}
+
+
+async def test_the_page_of_a_list_comes_from_the_key(memory: AsyncMemory, plans: Any) -> None:
+    await memory.list_documents("owner 7", limit=10)
+    assert "pk_documents" in indexes(plans())
+    assert not whole_tables(plans())
+    # In the key's order: nothing but the page itself is sorted.
+    assert not [
+        node for node in plans() if node["Node Type"] == "Sort" and node["Actual Rows"] > 10
+    ]
+
+
+@pytest.mark.parametrize("filters", [{}, {"metadata_filter": {"number": 5}}])
+async def test_the_vector_arm_reads_the_owners_rows(
+    memory: AsyncMemory, plans: Any, filters: Any
+) -> None:
+    await memory.search("owner 7", "leave", search_type="vector", **filters)
+    assert "pk_embeddings" in indexes(plans())
+    assert not whole_tables(plans())
+    assert most_rows(plans(), "embeddings") <= DOCUMENTS
+
+
+async def test_the_word_arm_reads_no_table_as_a_whole(memory: AsyncMemory, plans: Any) -> None:
+    for search_type in ("text", "hybrid"):
+        await memory.search("owner 7", "leave word7", search_type=search_type)
+    assert not whole_tables(plans())
+    assert most_rows(plans(), "chunks") <= DOCUMENTS
+
+
+async def test_the_owners_languages_are_probed(memory: AsyncMemory, plans: Any) -> None:
+    await memory.search("owner 7", "word7", search_type="text")
+    assert "ix_documents_owner_id_language" in indexes(plans())
+    probes = [
+        node for node in plans() if node.get("Index Name") == "ix_documents_owner_id_language"
+    ]
+    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in probes) <= 5
+
+
+async def test_counting_reads_the_owners_rows(memory: AsyncMemory, plans: Any) -> None:
+    await memory.get_statistics("owner 7")
+    assert not whole_tables(plans())
