@@ -64,18 +64,25 @@ def text_array(values: Sequence[str]) -> bytes:
 
 
 def vector_rows(
-    owner_id: str, chunk_ids: Sequence[UUID], space_id: int, vectors: Vectors
+    space_id: int, groups: Iterable[tuple[str, Sequence[UUID], Vectors]]
 ) -> Iterator[bytes]:
-    """Yield a whole COPY stream for the embeddings of one owner.
-
-    All rows have one length, so that numpy lays them out at once.
+    """Yield a whole COPY stream for embeddings.
 
     Args:
-        owner_id: Their owner.
-        chunk_ids: One id per vector.
         space_id: Their space.
-        vectors: Shape ``(len(chunk_ids), dimensions)``; stored in half precision.
+        groups: An owner, the ids of some chunks of theirs, and one vector for each: shape
+            ``(len(chunk_ids), dimensions)``, stored in half precision.
     """
+    yield _HEADER
+    for owner_id, chunk_ids, vectors in groups:
+        yield from _vectors_of_owner(owner_id, chunk_ids, space_id, vectors)
+    yield _TRAILER
+
+
+def _vectors_of_owner(
+    owner_id: str, chunk_ids: Sequence[UUID], space_id: int, vectors: Vectors
+) -> Iterator[bytes]:
+    # The rows of one owner have one length, so that numpy lays them out at once.
     import numpy as np
 
     dimensions = vectors.shape[1]
@@ -89,7 +96,6 @@ def vector_rows(
             ("vector", ">f2", (dimensions,)),
         ]
     )
-    yield _HEADER
     for start in range(0, len(chunk_ids), _ROWS_A_BLOCK):
         ids = chunk_ids[start : start + _ROWS_A_BLOCK]
         rows = np.empty(len(ids), dtype=layout)
@@ -98,4 +104,3 @@ def vector_rows(
         rows["middle"] = np.void(middle)
         rows["vector"] = vectors[start : start + len(ids)]
         yield rows.tobytes()
-    yield _TRAILER

@@ -14,16 +14,20 @@ __all__ = ["Piece", "split"]
 
 # The splitter holds the interpreter lock: a block bounds how long one call can hold up the
 # event loop's thread (some milliseconds).
-BLOCK_CHARACTERS = 200_000
+BLOCK_CHARACTERS = 50_000
+LONGEST_HEADING = 200
 
+# Each alternative reads a line once; what ends a heading is stripped behind it, since a pattern
+# that looks for it would try every blank of a long line.
 _HEADING = re.compile(
     r"""
-    ^(?P<fence>\ {0,3}(?:```+|~~~+))[^\n]*$
-    | ^\ {0,3}(?P<marks>\#{1,6})(?:[ \t]+(?P<title>[^\n]*?))?(?:[ \t]+\#+)?[ \t\r]*$
-    | ^\ {0,3}(?P<text>[^\s>#|+*\-=`~\d][^\n]*)\n\ {0,3}(?P<underline>=+|-{2,})[ \t\r]*$
+    ^\ {0,3}(?P<fence>```+(?=[^`\n]*$)|~~~+)(?P<information>[^\n]*)$
+    | ^\ {0,3}(?P<marks>\#{1,6})(?P<title>[ \t][^\n]*)?\r?$
+    | ^\ {0,3}(?P<text>[^\s>#|+*\-=`~\d][^\n]*)\n\ {0,3}(?P<underline>=++|--++)[ \t\r]*+$
     """,
     re.MULTILINE | re.VERBOSE,
 )
+_CLOSING_MARKS = re.compile(r"(?<=[ \t])#+\Z|\A#+\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +120,18 @@ def _sections(text: str) -> Iterator[tuple[int, int, tuple[str, ...]]]:
 
 def _headings(text: str) -> Iterator[tuple[int, int, int, str]]:
     """Yield offset, end, level and title of each heading outside fenced code."""
-    fence: str | None = None
-    for match in _HEADING.finditer(text):
-        if (mark := match["fence"]) is not None:
-            mark = mark.strip()
-            if fence is None:
-                fence = mark
-            elif mark.startswith(fence) and match[0].strip() == mark:
-                fence = None
-        elif fence is None:
-            if match["marks"]:
-                level, title = len(match["marks"]), match["title"] or ""
-            else:
-                level, title = (1 if match["underline"][0] == "=" else 2), match["text"]
-            yield match.start(), match.end(), level, title.strip()
+    fence = ""
+    for block_start, block_end in _blocks(text, 0, len(text)):
+        for match in _HEADING.finditer(text, block_start, block_end):
+            if (mark := match["fence"]) is not None:
+                if not fence:
+                    fence = mark
+                elif mark.startswith(fence) and not match["information"].strip():
+                    fence = ""
+            elif not fence:
+                if match["marks"]:
+                    level, title = len(match["marks"]), (match["title"] or "").strip()
+                    title = _CLOSING_MARKS.sub("", title).strip()
+                else:
+                    level, title = (1 if match["underline"][0] == "=" else 2), match["text"].strip()
+                yield match.start(), match.end(), level, title[:LONGEST_HEADING]

@@ -28,6 +28,7 @@ class StoredDocument:
     """A document as it is in the database, without its content.
 
     Attributes:
+        updated_at: Tells whether it was changed since it was read.
         is_pending: Whether vectors of it are still to be made.
     """
 
@@ -41,6 +42,7 @@ class StoredDocument:
     metadata: dict[str, Any]
     content_hash: bytes
     chunk_count: int
+    updated_at: datetime
     is_pending: bool
 
 

@@ -142,10 +142,8 @@ class Queue:
                     self._tables.embeddings,
                     ("owner_id", "chunk_id", "space_id", "embedding"),
                     binary_copy.vector_rows(
-                        claim.owner_id,
-                        write,
                         self._space.space_id,
-                        vectors[[made[chunk_id] for chunk_id in write]],
+                        [(claim.owner_id, write, vectors[[made[chunk] for chunk in write]])],
                     ),
                 )
             # Replaced while we worked: its new chunks are a job still.

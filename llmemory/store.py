@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any
 from uuid import UUID
 
@@ -140,13 +141,13 @@ class Store:
                 raise ConflictError("Another call added the same external_id; try again.")
         for owner_id, group in _by_owner(plan for plan in plans if plan.stored is not None):
             expected = {
-                plan.document_id: plan.stored.content_hash for plan in group if plan.stored
+                plan.document_id: plan.stored.updated_at for plan in group if plan.stored
             }
             locked = await connection.execute(
                 sql.lock_documents(self._tables),
                 {"owner": owner_id, "document_ids": list(expected)},
             )
-            if {row.document_id: row.content_hash for row in locked} != expected:
+            if {row.document_id: row.updated_at for row in locked} != expected:
                 raise ConflictError("Another call changed the same document; try again.")
             await connection.execute(
                 sql.update_documents(self._tables),
@@ -184,29 +185,26 @@ class Store:
         space_id: int,
         vectors: Vectors,
     ) -> None:
+        groups = []
         start = 0
-        for owner_id, group in _runs_of_owner(plans):
+        for owner_id, group in groupby(plans, key=lambda plan: plan.document.owner_id):
             ids = [chunk.chunk_id for plan in group for chunk in plan.to_embed()]
-            if ids:
-                await copy_into(
-                    connection,
-                    self._tables.embeddings,
-                    ("owner_id", "chunk_id", "space_id", "embedding"),
-                    binary_copy.vector_rows(
-                        owner_id, ids, space_id, vectors[start : start + len(ids)]
-                    ),
-                )
-                start += len(ids)
-            embedded = [
-                plan.document_id
-                for plan in group
-                if plan.stored is not None and plan.chunks is not None
-            ]
-            if embedded:
-                await connection.execute(
-                    sql.delete_jobs(self._tables),
-                    {"owner": owner_id, "document_ids": embedded},
-                )
+            groups.append((owner_id, ids, vectors[start : start + len(ids)]))
+            start += len(ids)
+        if start:
+            await copy_into(
+                connection,
+                self._tables.embeddings,
+                ("owner_id", "chunk_id", "space_id", "embedding"),
+                binary_copy.vector_rows(space_id, groups),
+            )
+        for owner_id, embedded in _by_owner(
+            plan for plan in plans if plan.stored is not None and plan.chunks is not None
+        ):
+            await connection.execute(
+                sql.delete_jobs(self._tables),
+                {"owner": owner_id, "document_ids": [plan.document_id for plan in embedded]},
+            )
 
     async def _queue(
         self,
@@ -332,18 +330,6 @@ def _by_owner(plans: Iterable[DocumentPlan]) -> list[tuple[str, list[DocumentPla
     for plan in plans:
         groups[plan.document.owner_id].append(plan)
     return sorted(groups.items())
-
-
-def _runs_of_owner(plans: Sequence[DocumentPlan]) -> Iterator[tuple[str, list[DocumentPlan]]]:
-    """Group neighbours of one owner, in order, as their vectors are."""
-    run: list[DocumentPlan] = []
-    for plan in plans:
-        if run and run[0].document.owner_id != plan.document.owner_id:
-            yield run[0].document.owner_id, run
-            run = []
-        run.append(plan)
-    if run:
-        yield run[0].document.owner_id, run
 
 
 def _document_arrays(plans: Sequence[DocumentPlan], now: datetime) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -38,6 +39,10 @@ __all__ = [
 ]
 
 NAMELESS_EMAIL = "(no subject)"
+MAX_OFFSET = 2**62
+# A time zone moves a moment by less than a day; nearer to the ends, drivers cannot give it back.
+FIRST_MOMENT = datetime(1, 1, 2, tzinfo=UTC)
+LAST_MOMENT = datetime(9999, 12, 30, tzinfo=UTC)
 
 Choice = TypeVar("Choice", DocumentType, SearchType)
 
@@ -125,7 +130,7 @@ def checked_document(document: NewDocument | Mapping[str, Any], settings: Settin
         id_at_origin=_optional_identifier(document.get("id_at_origin"), "id_at_origin", settings),
         external_id=_optional_identifier(document.get("external_id"), "external_id", settings),
         metadata=checked_metadata(document.get("additional_metadata"), settings),
-        document_date=_moment(document.get("document_date"), "document_date"),
+        document_date=_document_date(document.get("document_date")),
         language=_language(document.get("language")) or settings.language,
     )
 
@@ -184,7 +189,7 @@ def checked_filters(
     for key, value in metadata.items():
         for name in (key, *(value if isinstance(value, dict) else ())):
             if name.startswith("$"):
-                _refuse("metadata_filter", f"has an unknown operator {name[:40]!r}")
+                _refuse("metadata_filter", "has a key that begins with $: there are no operators")
     first = _moment(date_from, "date_from")
     last = _moment(date_to, "date_to", end_of_day=True)
     if first is not None and last is not None and first > last:
@@ -211,8 +216,8 @@ def checked_page(limit: object, offset: object, settings: Settings) -> tuple[int
     limit, offset = _integer(limit, "limit"), _integer(offset, "offset")
     if not 1 <= limit <= settings.max_limit:
         _refuse("limit", f"must be 1 to {settings.max_limit} (max_limit), not {limit}")
-    if not 0 <= offset < 2**63:
-        _refuse("offset", "must be 0 or more")
+    if not 0 <= offset <= MAX_OFFSET:
+        _refuse("offset", f"must be 0 to {MAX_OFFSET}")
     return limit, offset
 
 
@@ -225,12 +230,13 @@ def checked_text(value: object, name: str, longest: int | None = None) -> str:
     """
     if not isinstance(value, str):
         _refuse(name, f"must be text, not {type(value).__name__}")
+    value = _plain_text(value)
     if not value or value.isspace():
         _refuse(name, "must not be empty or blank")
     if longest is not None and len(value) > longest:
         _refuse(name, f"has {len(value)} characters, more than {longest}")
     _check_characters(value, name)
-    return str(value)
+    return value
 
 
 def checked_identifier(value: object, name: str, settings: Settings) -> str:
@@ -239,8 +245,10 @@ def checked_identifier(value: object, name: str, settings: Settings) -> str:
     Raises:
         ValidationError: It is of another type, blank, or longer than ``max_id_bytes``.
     """
-    if isinstance(value, UUID) or (isinstance(value, int) and not isinstance(value, bool)):
-        return str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = _integer_text(value, name)
+    elif isinstance(value, UUID):
+        value = str(value)
     if not isinstance(value, str):
         _refuse(name, f"must be text, int or UUID, not {type(value).__name__}")
     text = checked_text(value, name)
@@ -309,7 +317,7 @@ def checked_metadata(
         return {}
     if not isinstance(value, Mapping):
         _refuse(name, f"must be a mapping, not {type(value).__name__}")
-    plain: dict[str, Any] = _plain(value, name, settings.max_metadata_depth)
+    plain: dict[str, Any] = _Plain(name, settings).value(value, settings.max_metadata_depth)
     size = len(json.dumps(plain, ensure_ascii=False).encode())
     if size > settings.max_metadata_bytes:
         _refuse(
@@ -318,48 +326,82 @@ def checked_metadata(
     return plain
 
 
-def _plain(value: object, name: str, depth: int) -> Any:
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, Enum):
-        return _plain(value.value, name, depth)
-    if isinstance(value, str):
-        _check_characters(value, name)
-        return str(value)
-    if isinstance(value, int):
-        if abs(value) >= 10**400:
-            _refuse(name, "holds an integer of more than 400 digits; pass it as text")
-        return int(value)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            _refuse(name, "holds a number that is not finite, which JSON has no form for")
-        return float(value)
-    if isinstance(value, datetime | date | time):
-        return value.isoformat()
-    if isinstance(value, UUID | Decimal):
-        if isinstance(value, Decimal) and not value.is_finite():
-            _refuse(name, "holds a number that is not finite, which JSON has no form for")
-        return str(value)
-    if depth == 0 and isinstance(value, Mapping | list | tuple):
-        _refuse(name, "is nested deeper than max_metadata_depth")
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                _refuse(name, f"has a key of type {type(key).__name__}; keys must be text")
-            _check_characters(key, name)
-        return {str(key): _plain(item, name, depth - 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, name, depth - 1) for item in value]
-    _refuse(name, f"holds a {type(value).__name__}, which JSON has no form for")
+class _Plain:
+    """Turns metadata into plain JSON values, stopping as soon as it must be too large."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self._name = name
+        self._longest = settings.max_metadata_bytes
+        self._values_left = settings.max_metadata_bytes
+
+    def value(self, value: object, depth: int) -> Any:
+        # Every value takes a byte of JSON at least; a list may hold itself many times over.
+        self._values_left -= 1
+        if self._values_left < 0:
+            _refuse(self._name, f"is larger than max_metadata_bytes = {self._longest}")
+        if isinstance(value, Enum):
+            value = value.value
+        if isinstance(value, Mapping | list | tuple):
+            if depth == 0:
+                _refuse(self._name, "is nested deeper than max_metadata_depth")
+            if isinstance(value, Mapping):
+                return {
+                    self._key(key): self.value(item, depth - 1) for key, item in value.items()
+                }
+            return [self.value(item, depth - 1) for item in value]
+        return self._scalar(value)
+
+    def _key(self, key: object) -> str:
+        if not isinstance(key, str):
+            _refuse(self._name, f"has a key of type {type(key).__name__}; keys must be text")
+        _check_characters(key, self._name)
+        return _plain_text(key)
+
+    def _scalar(self, value: object) -> Any:
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            _check_characters(value, self._name)
+            return _plain_text(value)
+        if isinstance(value, int):
+            _integer_text(value, self._name)
+            return int(value)
+        if isinstance(value, float | Decimal):
+            if not math.isfinite(value):
+                _refuse(self._name, "holds a number that is not finite, which JSON has no form for")
+            return float(value) if isinstance(value, float) else str(value)
+        if isinstance(value, datetime | date | time):
+            return value.isoformat()
+        if isinstance(value, UUID):
+            return str(value)
+        _refuse(self._name, f"holds a {type(value).__name__}, which JSON has no form for")
+
+
+def _plain_text(value: str) -> str:
+    """Return a value of a subclass as the text it stands for."""
+    return str(value.value) if isinstance(value, Enum) else str(value)
+
+
+def _integer_text(value: int, name: str) -> str:
+    # Python refuses to write longer ones, and JSON readers to read them.
+    if abs(value) >= 10**400:
+        _refuse(name, "is or holds an integer of more than 400 digits; pass it as text")
+    return str(int(value))
 
 
 def _check_characters(value: str, name: str) -> None:
     if "\0" in value:
         _refuse(name, "holds a NUL character, which PostgreSQL cannot store; remove it first")
+    if not _is_encodable(value):
+        _refuse(name, "holds a lone surrogate, which is no character; decode the source properly")
+
+
+def _is_encodable(value: str) -> bool:
     try:
         value.encode()
     except UnicodeEncodeError:
-        _refuse(name, "holds a lone surrogate, which is no character; decode the source properly")
+        return False
+    return True
 
 
 def _optional_identifier(value: object, name: str, settings: Settings) -> str | None:
@@ -367,10 +409,14 @@ def _optional_identifier(value: object, name: str, settings: Settings) -> str | 
 
 
 def _choice(value: object, choices: type[Choice], name: str) -> Choice:
-    try:
-        return choices(str(value) if isinstance(value, str) else "")
-    except ValueError:
+    # Refused outside the handler: the enumeration's own error would carry the value along.
+    choice = None
+    if isinstance(value, str):
+        with suppress(ValueError):
+            choice = choices(_plain_text(value))
+    if choice is None:
         _refuse(name, f"must be one of {', '.join(choices)}")
+    return choice
 
 
 def _language(value: object) -> str | None:
@@ -385,18 +431,30 @@ def _moment(value: object, name: str, *, end_of_day: bool = False) -> datetime |
     if value is None:
         return None
     if isinstance(value, str):
-        try:
-            value = date.fromisoformat(value) if len(value) == 10 else datetime.fromisoformat(value)
-        except ValueError:
+        value = _parsed_moment(value)
+        if value is None:
             _refuse(name, "must be a datetime, a date or ISO 8601 text such as 2025-01-31T09:30")
-    if isinstance(value, datetime):
-        try:
-            return (value if value.tzinfo else value.replace(tzinfo=UTC)).astimezone(UTC)
-        except OverflowError:
-            _refuse(name, "is too near the first or last year that a datetime can hold")
-    if isinstance(value, date):
-        return datetime.combine(value, time.max if end_of_day else time.min, tzinfo=UTC)
-    _refuse(name, f"must be a datetime, a date or ISO 8601 text, not {type(value).__name__}")
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime.combine(value, time.max if end_of_day else time.min)
+    if not isinstance(value, datetime):
+        _refuse(name, f"must be a datetime, a date or ISO 8601 text, not {type(value).__name__}")
+    if value.tzinfo is None:
+        value = value.replace(tzinfo=UTC)
+    return min(max(value, FIRST_MOMENT), LAST_MOMENT).astimezone(UTC)
+
+
+def _document_date(value: object) -> datetime | None:
+    moment = _moment(value, "document_date")
+    if moment in {FIRST_MOMENT, LAST_MOMENT}:
+        _refuse("document_date", "must be later than 0001-01-02 and earlier than 9999-12-30")
+    return moment
+
+
+def _parsed_moment(value: str) -> date | None:
+    for parse in (date.fromisoformat, datetime.fromisoformat):
+        with suppress(ValueError):
+            return parse(value)
+    return None
 
 
 def _integer(value: object, name: str) -> int:

@@ -72,9 +72,10 @@ async def embed_checked(
     vectors = np.empty((len(texts), embedder.dimensions), dtype=np.float32)
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
-        vectors[start : start + len(batch)] = await _embed_batch(embedder, batch, purpose)
-    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    return (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
+        made = await _embed_batch(embedder, batch, purpose)
+        norms = np.linalg.norm(made.astype(np.float64), axis=1, keepdims=True)
+        vectors[start : start + len(batch)] = made / np.where(norms > 0, norms, 1)
+    return vectors
 
 
 async def _embed_batch(embedder: Embedder, texts: Sequence[str], purpose: Purpose) -> Vectors:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from hashlib import blake2b
 
+import anyio.to_thread
 import numpy as np
 
 from llmemory.embedding.base import Purpose
@@ -13,6 +14,8 @@ from llmemory.errors import ConfigurationError
 from llmemory.types import Vectors
 
 __all__ = ["HashEmbedder"]
+
+INLINE_CHARACTERS = 10_000
 
 _WORD = re.compile(r"\w+")
 
@@ -45,6 +48,11 @@ class HashEmbedder:
         """Return vectors of length 1, shape ``(len(texts), dimensions)``."""
         self.calls += 1
         self.texts += len(texts)
+        if sum(map(len, texts)) < INLINE_CHARACTERS:
+            return self._embed(texts)
+        return await anyio.to_thread.run_sync(self._embed, texts)
+
+    def _embed(self, texts: Sequence[str]) -> Vectors:
         vectors = np.zeros((len(texts), self.dimensions), dtype=np.float32)
         for row, text in enumerate(texts):
             for word in _WORD.findall(text.lower()) or [text]:

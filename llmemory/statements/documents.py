@@ -161,6 +161,7 @@ def _existing(tables: Tables) -> AnySelect:
         column_.metadata,
         column_.content_hash,
         column_.chunk_count,
+        column_.updated_at,
         is_pending.label("is_pending"),
     ).where(_owner(tables.documents))
 
@@ -186,7 +187,7 @@ def lock_documents(tables: Tables) -> AnySelect:
     """Lock an owner's documents by ``document_ids``, in one order everywhere."""
     column_ = tables.documents.c
     return (
-        select(column_.document_id, column_.content_hash)
+        select(column_.document_id, column_.updated_at)
         .where(_owner(tables.documents), _any(column_.document_id, "document_ids"))
         .order_by(column_.document_id)
         .with_for_update()
