@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from llmemory import embedding, files, migrate
 from llmemory.database import Database, Session
-from llmemory.embedding.base import Embedder, embed_checked, provider_of
+from llmemory.embedding.base import Embedder, checked_embedder, embed_checked, provider_of
 from llmemory.errors import (
     ConfigurationError,
     DocumentNotFoundError,
@@ -107,17 +107,18 @@ class AsyncMemory:
         if settings is None:
             settings = Settings.from_env()
         if connection_string is not None:
+            if not isinstance(connection_string, str):
+                raise ConfigurationError(
+                    f"connection_string must be text, not {type(connection_string).__name__}."
+                )
             if engine is not None:
                 raise ConfigurationError("Give a connection string or an engine, not both.")
             settings = settings.model_copy(update={"database_url": SecretStr(connection_string)})
-        if embedder is not None and not isinstance(embedder, Embedder):
-            raise ConfigurationError(
-                "embedder must be an object with model, dimensions and embed(), such as "
-                f"StaticEmbedder(), not {type(embedder).__name__}."
-            )
         self.settings = settings
         self.schema = checked_schema(settings.schema_name if schema is None else schema)
-        self.embedder = embedding.from_settings(settings) if embedder is None else embedder
+        self.embedder = (
+            embedding.from_settings(settings) if embedder is None else checked_embedder(embedder)
+        )
         self._database = Database(settings, engine=engine)
         self._tables = tables_for(self.schema)
         self._store = Store(self._tables)
@@ -464,9 +465,7 @@ class AsyncMemory:
         filters = self._filters(metadata_filter, document_type, id_at_origin, date_from, date_to)
         await self._open()
         async with self._database.connect(session) as connection:
-            return await self._store.list(
-                connection, owner, filters, limit=page[0], offset=page[1]
-            )
+            return await self._store.list(connection, owner, filters, limit=page[0], offset=page[1])
 
     async def get_document(
         self, owner_id: Identifier, document_id: str | UUID, *, session: Session | None = None
@@ -724,7 +723,7 @@ class AsyncMemory:
 def _embed(embed: Embed | None, session: Session | None) -> Embed:
     if embed is None:
         return "now" if session is None else "later"
-    if embed not in {"now", "later"}:
+    if embed not in ("now", "later"):
         raise ValidationError('embed must be "now" or "later".', field="embed")
     return embed
 

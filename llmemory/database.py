@@ -39,6 +39,11 @@ class Database:
         engine: AsyncEngine | None = None,
         parent: Database | None = None,
     ) -> None:
+        if engine is not None and not isinstance(engine, AsyncEngine):
+            raise ConfigurationError(
+                "engine must be an AsyncEngine, as sqlalchemy.ext.asyncio.create_async_engine "
+                f"makes it, not {type(engine).__name__}."
+            )
         if engine is not None and engine.dialect.name != "postgresql":
             raise ConfigurationError(
                 f"The engine speaks {engine.dialect.name}; llmemory needs PostgreSQL."
@@ -88,9 +93,7 @@ class Database:
         await anext(disposer)
         return engine
 
-    def _checked_given(
-        self, engine: AsyncEngine, loop: asyncio.AbstractEventLoop
-    ) -> AsyncEngine:
+    def _checked_given(self, engine: AsyncEngine, loop: asyncio.AbstractEventLoop) -> AsyncEngine:
         if self._given_loop is None:
             self._given_loop = loop
         elif self._given_loop is not loop and not isinstance(engine.pool, NullPool):
@@ -103,7 +106,8 @@ class Database:
 
     def _forget_closed_loops(self) -> None:
         for loop in [loop for loop in self._own if loop.is_closed()]:
-            engine, _ = self._own.pop(loop)
+            engine, disposer = self._own.pop(loop)
+            _disposers.discard(disposer)
             # Its sockets cannot be closed without their loop; garbage collection does it.
             engine.sync_engine.dispose(close=False)
 
@@ -149,11 +153,19 @@ class Database:
             session: Join this transaction instead and leave committing to its owner.
         """
         if session is not None:
-            yield await self._joined(session)
+            connection = await self._joined(session)
+            # The caller may catch an error of ours and commit: what we began must be gone then.
+            with translated_errors():
+                async with session.begin_nested():
+                    yield connection
             return
         engine = await self.engine()
         with translated_errors():
-            async with engine.connect() as connection, connection.begin():
+            # Said expressly: a caller's engine may commit each statement by itself.
+            async with (
+                engine.execution_options(isolation_level="READ COMMITTED").connect() as connection,
+                connection.begin(),
+            ):
                 yield connection
 
     async def _joined(self, session: Session) -> AsyncConnection:
@@ -172,11 +184,11 @@ class Database:
         """Close what was opened here: own engines and this process's use of the embedded server."""
         self._closed = True
         own, self._own = self._own, {}
-        for loop, (engine, disposer) in own.items():
+        for loop, (_, disposer) in own.items():
+            _disposers.discard(disposer)
             if loop is asyncio.get_running_loop():
                 await disposer.aclose()
-            else:
-                engine.sync_engine.dispose(close=False)
+        # Other loops that still run close their own, now that nothing refers to the generators.
         release, self._release_server = self._release_server, None
         if release is not None:
             await anyio.to_thread.run_sync(release)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -74,6 +74,8 @@ def create_engine(url: str, settings: Settings) -> AsyncEngine:
             "postgresql+psycopg://, or with embedded:// for the embedded server."
         )
     url = f"postgresql://{rest}"
+    if not _is_valid(url):
+        raise ConfigurationError(_UNPARSABLE)
     options: dict[str, Any] = {
         "pool_size": settings.pool_size,
         "max_overflow": settings.pool_overflow,
@@ -92,11 +94,12 @@ def _psycopg_creator(url: str, settings: Settings) -> Callable[[], Awaitable[Any
     import psycopg
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-    try:
+    given: dict[str, Any] | None = None
+    with suppress(psycopg.Error):
         given = conninfo_to_dict(url)
-    except psycopg.Error:
-        # The cause would show the string, and with it the password.
-        raise ConfigurationError(_UNPARSABLE) from None
+    if given is None:
+        # Outside the handler: psycopg's error shows the string, and with it the password.
+        raise ConfigurationError(_UNPARSABLE)
     defaults: dict[str, Any] = {
         "connect_timeout": max(2, round(settings.connect_timeout_s)),
         "application_name": "llmemory",
@@ -126,6 +129,8 @@ async def _raise_refusal(arguments: dict[str, Any]) -> None:
     await connection.close()
 
 
+_SSL_MODES = frozenset({"disable", "allow", "prefer", "require", "verify-ca", "verify-full"})
+
 _UNPARSABLE = (
     "The connection string cannot be parsed. Percent-encode special characters in user, password "
     "and database, as in postgresql://user:p%40ss@host:5432/database?sslmode=require."
@@ -133,30 +138,45 @@ _UNPARSABLE = (
 
 
 def _asyncpg_arguments(url: str, settings: Settings) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"timeout": settings.connect_timeout_s}
+    parts = urlsplit(url)
+    parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
+    for name, harmless in _PROMISES.items():
+        if name in parameters and parameters[name] not in harmless:
+            raise ConfigurationError(
+                f"asyncpg cannot keep {name}={parameters[name]} of the connection string. Leave "
+                "it out, or use psycopg: postgresql+psycopg://."
+            )
+    timeout = float(parameters.get("connect_timeout", 0)) or settings.connect_timeout_s
+    ignored = _TUNING | _PROMISES.keys()
+    kept = {name: value for name, value in parameters.items() if name not in ignored}
+    kept.setdefault("application_name", "llmemory")
+    query = urlencode(kept, safe="/:,")
+    dsn = urlunsplit(("postgresql", parts.netloc, parts.path or "/", query, ""))
+    return {"dsn": dsn, "timeout": timeout}
+
+
+def _is_valid(url: str) -> bool:
+    """Return whether the drivers can make sense of `url`.
+
+    A question instead of an error: theirs would show the string, and with it the password.
+    """
     try:
         parts = urlsplit(url)
-        parameters = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-        for host in parts.netloc.rpartition("@")[2].split(","):
-            int(host.rpartition("]")[2].partition(":")[2] or 0)
-        for name, value in parameters:
-            if name == "connect_timeout" and float(value) > 0:
-                arguments["timeout"] = float(value)
+        given = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        parameters = dict(given)
+        ports = [host.rpartition("]")[2].partition(":")[2] for host in _hosts(parts.netloc)]
+        ports += parameters.get("port", "").split(",")
+        return (
+            all(0 < int(port) < 65_536 for port in ports if port)
+            and float(parameters.get("connect_timeout", 0)) >= 0
+            and parameters.get("sslmode", "prefer") in _SSL_MODES
+        )
     except ValueError:
-        raise ConfigurationError(_UNPARSABLE) from None
-    for name, value in parameters:
-        if name in _PROMISES and value not in _PROMISES[name]:
-            raise ConfigurationError(
-                f"asyncpg cannot keep {name}={value} of the connection string. Leave it out, or "
-                "use psycopg: postgresql+psycopg://."
-            )
-    ignored = _TUNING | _PROMISES.keys()
-    kept = [(name, value) for name, value in parameters if name not in ignored]
-    if "application_name" not in dict(kept):
-        arguments["server_settings"] = {"application_name": "llmemory"}
-    query = urlencode(kept, safe="/:,")
-    arguments["dsn"] = urlunsplit(("postgresql", parts.netloc, parts.path or "/", query, ""))
-    return arguments
+        return False
+
+
+def _hosts(netloc: str) -> list[str]:
+    return netloc.rpartition("@")[2].split(",")
 
 
 async def copy_into(

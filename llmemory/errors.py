@@ -81,9 +81,7 @@ class ValidationError(LLMemoryError, ValueError):
         index: Position of the document in a bulk call, or None.
     """
 
-    def __init__(
-        self, message: str, *, field: str | None = None, index: int | None = None
-    ) -> None:
+    def __init__(self, message: str, *, field: str | None = None, index: int | None = None) -> None:
         super().__init__(message)
         self.field = field
         self.index = index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -22,8 +23,8 @@ _CODE = {
     ".tsx", ".toml", ".yaml", ".yml", ".json", ".xml",
 }  # fmt: skip
 _UNREADABLE = {
-    ".doc", ".docx", ".epub", ".eml", ".gif", ".gz", ".jpeg", ".jpg", ".msg", ".odt", ".pdf", ".png",
-    ".ppt", ".pptx", ".rtf", ".xls", ".xlsx", ".zip",
+    ".doc", ".docx", ".epub", ".eml", ".gif", ".gz", ".jpeg", ".jpg", ".msg", ".odt", ".pdf",
+    ".png", ".ppt", ".pptx", ".rtf", ".xls", ".xlsx", ".zip",
 }  # fmt: skip
 
 
@@ -50,10 +51,15 @@ def read_file(path: str | PathLike[str], settings: Settings) -> FileContent:
     if suffix in _UNREADABLE:
         raise _refused(file, f"is a {suffix} file; convert it to text or Markdown first")
     try:
-        if (size := file.stat().st_size) > settings.max_content_bytes:
+        status = file.stat()
+        # A device or a pipe may never end.
+        if not stat.S_ISREG(status.st_mode):
+            raise _refused(file, "is not a file")
+        if status.st_size > settings.max_content_bytes:
             raise _refused(
                 file,
-                f"has {size} bytes, more than max_content_bytes = {settings.max_content_bytes}",
+                f"has {status.st_size} bytes, more than max_content_bytes = "
+                f"{settings.max_content_bytes}",
             )
         content = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -61,7 +67,9 @@ def read_file(path: str | PathLike[str], settings: Settings) -> FileContent:
             file, f"is no text in UTF-8 (byte {error.start}); convert it to UTF-8 first"
         ) from None
     except (OSError, ValueError) as error:
-        raise _refused(file, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise _refused(
+            file, f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
     return FileContent(content, _document_type(suffix))
 
 

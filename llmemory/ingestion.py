@@ -140,8 +140,8 @@ def plan_document(
     """Split `document` and find out which of its chunks are stored already.
 
     An unchanged document is left alone, unless its chunks are given: then they are looked through
-    for those that have no vector yet. A chunk whose text occurs among the stored ones takes over that chunk with its vector, so
-    that only changed passages are embedded.
+    for those that have no vector yet. A chunk whose text occurs among the stored ones takes over
+    that chunk with its vector, so that only changed passages are embedded.
     """
     if stored is not None and not stored_chunks and is_unchanged(document, stored):
         return DocumentPlan(document, stored.document_id, stored, "unchanged", None)

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
 
 __all__ = [
+    "HEAD",
     "check",
     "check_extension",
     "check_server",
     "context_options",
-    "HEAD",
     "downgrade",
     "include_name",
     "load",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
 
 from pgvector.sqlalchemy import HALFVEC, SPARSEVEC
@@ -69,7 +69,7 @@ class Base(DeclarativeBase):
             "fk": "fk_%(table_name)s_%(referred_table_name)s",
         },
     )
-    type_annotation_map = {
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
         str: Text(),
         datetime: DateTime(timezone=True),
         dict[str, Any]: JSONB(),

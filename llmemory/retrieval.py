@@ -35,7 +35,7 @@ async def run_search(
         request: What is searched.
         space: Space of the vectors.
         embedding: The query's vector, shape ``(dimensions,)``; None for a search by words.
-        candidates: Hits of each arm that a hybrid search fuses, at least.
+        candidates: Hits of each arm that give a hybrid search its scale.
     """
     shape = SearchShape(
         search_type=request.search_type,
@@ -56,9 +56,10 @@ async def run_search(
         values["query_text"] = request.query_text
         if request.language is not None:
             values["language"] = request.language
+    values["candidates"] = candidates
     if request.search_type is SearchType.HYBRID:
         values["alpha"] = request.alpha
-        values["candidates"] = max(candidates, request.limit + request.offset)
+        values["pool"] = max(candidates, request.limit + request.offset)
     with translated_errors():
         result = await connection.execute(search(tables, shape), values)
     return [_result(row) for row in result.mappings()]

@@ -140,9 +140,7 @@ class Store:
             if len(made.all()) != len(new):
                 raise ConflictError("Another call added the same external_id; try again.")
         for owner_id, group in _by_owner(plan for plan in plans if plan.stored is not None):
-            expected = {
-                plan.document_id: plan.stored.updated_at for plan in group if plan.stored
-            }
+            expected = {plan.document_id: plan.stored.updated_at for plan in group if plan.stored}
             locked = await connection.execute(
                 sql.lock_documents(self._tables),
                 {"owner": owner_id, "document_ids": list(expected)},
@@ -289,9 +287,7 @@ class Store:
     async def delete_statistics(self, connection: AsyncConnection, owner_id: str) -> None:
         """Delete what is left of an owner without documents."""
         with translated_errors():
-            await connection.execute(
-                sql.delete_statistics(self._tables), {"owner": owner_id}
-            )
+            await connection.execute(sql.delete_statistics(self._tables), {"owner": owner_id})
 
     async def statistics(
         self, connection: AsyncConnection, owner_id: str, space_id: int

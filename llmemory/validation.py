@@ -92,7 +92,9 @@ class SearchRequest:
     filters: Filters
 
 
-def checked_document(document: NewDocument | Mapping[str, Any], settings: Settings) -> CheckedDocument:
+def checked_document(
+    document: NewDocument | Mapping[str, Any], settings: Settings
+) -> CheckedDocument:
     """Return `document` in its stored form.
 
     Raises:
@@ -196,9 +198,7 @@ def checked_filters(
         _refuse("date_from", "is later than date_to")
     return Filters(
         document_type=(
-            None
-            if document_type is None
-            else _choice(document_type, DocumentType, "document_type")
+            None if document_type is None else _choice(document_type, DocumentType, "document_type")
         ),
         id_at_origin=_optional_identifier(id_at_origin, "id_at_origin", settings),
         date_from=first,
@@ -345,9 +345,7 @@ class _Plain:
             if depth == 0:
                 _refuse(self._name, "is nested deeper than max_metadata_depth")
             if isinstance(value, Mapping):
-                return {
-                    self._key(key): self.value(item, depth - 1) for key, item in value.items()
-                }
+                return {self._key(key): self.value(item, depth - 1) for key, item in value.items()}
             return [self.value(item, depth - 1) for item in value]
         return self._scalar(value)
 

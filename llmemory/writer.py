@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, TypeAlias
@@ -36,7 +47,11 @@ Documents: TypeAlias = (
     Iterable[NewDocument | Mapping[str, Any]] | AsyncIterable[NewDocument | Mapping[str, Any]]
 )
 
-ATTEMPTS = 8
+Known: TypeAlias = dict[bytes, Vectors]
+Key: TypeAlias = tuple[str, str]
+
+ATTEMPTS = 40
+FIRST_WAIT_S = 0.002
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 1_000_000
 # Checking and splitting more text than this would hold up the event loop; a thread does it.
@@ -46,11 +61,17 @@ ITEMS_A_TURN = 64
 
 @dataclass
 class _Prepared:
-    """A batch on its way: planned and embedded, not yet written."""
+    """A batch on its way: planned and embedded, not yet written.
+
+    Attributes:
+        vectors: One for each chunk that needs one, in the order of the plans.
+        known: Vectors by the hash of their text, for another attempt.
+    """
 
     documents: list[CheckedDocument]
     plans: list[DocumentPlan]
     vectors: Vectors | None
+    known: Known
     started: float = field(default_factory=time.perf_counter)
 
     def results(self, embed: Embed) -> list[DocumentAddResult]:
@@ -140,6 +161,7 @@ class Writer:
         """
         started = time.perf_counter()
         attempt = 0
+        known: Known = {}
         while True:
             attempt += 1
             async with self._database.connect(session) as connection:
@@ -167,8 +189,9 @@ class Writer:
                     chunks = await self._store.chunks_of(
                         connection, owner_id, [document_id], self._space.space_id
                     )
-            prepared = await self._planned([document], [stored], chunks, embed)
+            prepared = await self._planned([document], [stored], chunks, embed, known)
             prepared.started = started
+            known = prepared.known
             if await self._is_written(prepared, session, attempt):
                 return prepared.results(embed)[0]
 
@@ -205,52 +228,82 @@ class Writer:
             async for batch in self._batches(documents):
                 await commit(await self._prepare(batch, embed, session))
             return results
+        await self._pipeline(documents, embed, commit)
+        return results
+
+    async def _pipeline(
+        self,
+        documents: Documents,
+        embed: Embed,
+        commit: Callable[[_Prepared], Awaitable[None]],
+    ) -> None:
+        """Prepare each batch while the one before it is committed."""
         send, receive = anyio.create_memory_object_stream[_Prepared](0)
+        is_idle = anyio.Event()
 
         async def produce() -> None:
-            async with send:
+            nonlocal is_idle
+            before: frozenset[Key] = frozenset()
+            # The consumer has failed, and its error is the one to tell.
+            with send, suppress(anyio.BrokenResourceError):
                 async for batch in self._batches(documents):
-                    await send.send(await self._prepare(batch, embed, None))
+                    keys = frozenset(filter(None, map(_key, batch)))
+                    if keys & before:
+                        # Looking for what is stored would miss what is being written.
+                        await is_idle.wait()
+                    prepared = await self._prepare(batch, embed, None)
+                    is_idle = anyio.Event()
+                    await send.send(prepared)
+                    before = keys
 
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(produce)
-                async with receive:
+                with receive:
                     async for prepared in receive:
                         await commit(prepared)
+                        is_idle.set()
         except BaseExceptionGroup as group:
-            raise _first(group) from None
-        return results
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError from group
+            error = _first(group)
+            raise error from error.__cause__
 
     async def _batches(self, documents: Documents) -> AsyncIterator[list[CheckedDocument]]:
+        """Yield batches of bounded size, none with one key twice."""
         batch: list[CheckedDocument] = []
-        keys: set[tuple[str, str | None]] = set()
+        keys: set[Key] = set()
         characters = 0
         index = 0
         async for document in _asynchronous(documents):
             checked = await self.check(document, index)
             index += 1
-            key = (checked.owner_id, checked.external_id)
-            is_repeated = checked.external_id is not None and key in keys
+            key = _key(checked)
             if batch and (
-                is_repeated
+                key in keys
                 or len(batch) >= BATCH_DOCUMENTS
                 or characters + len(checked.content) > BATCH_CHARACTERS
             ):
                 yield batch
                 batch, keys, characters = [], set(), 0
             batch.append(checked)
-            keys.add(key)
             characters += len(checked.content)
+            if key is not None:
+                keys.add(key)
         if batch:
             yield batch
 
     async def _prepare(
-        self, documents: list[CheckedDocument], embed: Embed, session: Session | None
+        self,
+        documents: list[CheckedDocument],
+        embed: Embed,
+        session: Session | None,
+        known: Known | None = None,
     ) -> _Prepared:
         started = time.perf_counter()
         stored, chunks = await self._read_stored(documents, embed, session)
-        prepared = await self._planned(documents, stored, chunks, embed)
+        prepared = await self._planned(documents, stored, chunks, embed, known)
         prepared.started = started
         return prepared
 
@@ -260,18 +313,30 @@ class Writer:
         stored: list[StoredDocument | None],
         chunks: dict[UUID, list[StoredChunk]],
         embed: Embed,
+        known: Known | None = None,
     ) -> _Prepared:
         plans = await self._plan(documents, stored, chunks)
         if embed == "later":
-            return _Prepared(documents, plans, None)
-        texts = [chunk.piece.content for plan in plans for chunk in plan.to_embed()]
+            return _Prepared(documents, plans, None, {})
+        wanted = [chunk for plan in plans for chunk in plan.to_embed()]
+        made = dict(known or {})
+        texts = {
+            chunk.content_hash: chunk.piece.content
+            for chunk in wanted
+            if chunk.content_hash not in made
+        }
         vectors = await embed_checked(
             self._embedder,
-            texts,
+            list(texts.values()),
             purpose="document",
             batch_size=self._settings.embedding_batch_size,
         )
-        return _Prepared(documents, plans, vectors)
+        made.update(zip(texts, vectors, strict=True))
+        if len(texts) < len(wanted):
+            import numpy as np
+
+            vectors = np.stack([made[chunk.content_hash] for chunk in wanted])
+        return _Prepared(documents, plans, vectors, made)
 
     async def _read_stored(
         self, documents: list[CheckedDocument], embed: Embed, session: Session | None
@@ -328,13 +393,11 @@ class Writer:
         while not await self._is_written(prepared, session, attempt):
             attempt += 1
             started = prepared.started
-            prepared = await self._prepare(prepared.documents, embed, session)
+            prepared = await self._prepare(prepared.documents, embed, session, prepared.known)
             prepared.started = started
         return prepared.results(embed)
 
-    async def _is_written(
-        self, prepared: _Prepared, session: Session | None, attempt: int
-    ) -> bool:
+    async def _is_written(self, prepared: _Prepared, session: Session | None, attempt: int) -> bool:
         """Write; return False where what it was planned for has changed, to be planned anew."""
         plans = [plan for plan in prepared.plans if not plan.writes_nothing]
         if not plans:
@@ -348,6 +411,8 @@ class Writer:
             # A caller's transaction has failed as a whole: only the caller can begin it anew.
             if session is not None or attempt == ATTEMPTS:
                 raise
+            # Of several writers one gets through each time; waiting at random keeps them apart.
+            await anyio.sleep(random.uniform(0, min(1.0, FIRST_WAIT_S * 2**attempt)))
             return False
         return True
 
@@ -368,6 +433,11 @@ def _result(plan: DocumentPlan, embed: Embed, spent_ms: float) -> DocumentAddRes
         embeddings_queued=wanting if embed == "later" else 0,
         processing_time_ms=spent_ms,
     )
+
+
+def _key(document: CheckedDocument) -> Key | None:
+    external_id = document.external_id
+    return None if external_id is None else (document.owner_id, external_id)
 
 
 def _first(group: BaseExceptionGroup[Any]) -> BaseException:

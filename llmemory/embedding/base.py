@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
-from llmemory.errors import DimensionMismatch, EmbeddingError, LLMemoryError
+from llmemory.errors import (
+    ConfigurationError,
+    DimensionMismatch,
+    EmbeddingError,
+    LLMemoryError,
+)
 from llmemory.types import Vectors
 
-__all__ = ["Embedder", "Purpose", "embed_checked", "provider_of"]
+__all__ = ["Embedder", "Purpose", "checked_embedder", "embed_checked", "provider_of"]
+
+MOST_DIMENSIONS = 16_000
 
 Purpose: TypeAlias = Literal["document", "query"]
 
@@ -47,6 +54,27 @@ class Embedder(Protocol):
             EmbeddingError: The model or its provider failed.
         """
         ...
+
+
+def checked_embedder(embedder: object) -> Embedder:
+    """Return `embedder` if it is one and announces what can be stored.
+
+    Raises:
+        ConfigurationError: It lacks something of the protocol, or what it announces is no name of
+            a model or no number of dimensions.
+    """
+    if isinstance(embedder, type) or not isinstance(embedder, Embedder):
+        raise ConfigurationError(
+            "embedder must be an object with model, dimensions and embed(), such as "
+            f"StaticEmbedder(), not {embedder if isinstance(embedder, type) else type(embedder)}."
+        )
+    model, dimensions = embedder.model, embedder.dimensions
+    if not isinstance(model, str) or not model.strip() or "\0" in model:
+        raise ConfigurationError("embedder.model must be the name of a model.")
+    is_number = isinstance(dimensions, int) and not isinstance(dimensions, bool)
+    if not is_number or not 1 <= dimensions <= MOST_DIMENSIONS:
+        raise ConfigurationError(f"embedder.dimensions must be 1 to {MOST_DIMENSIONS}.")
+    return embedder
 
 
 def provider_of(embedder: Embedder) -> str:
@@ -103,5 +131,7 @@ async def _embed_batch(embedder: Embedder, texts: Sequence[str], purpose: Purpos
             got=made.shape[1],
         )
     if not np.isfinite(made).all():
-        raise EmbeddingError(f"The embedder {embedder.model!r} returned values that are not finite.")
+        raise EmbeddingError(
+            f"The embedder {embedder.model!r} returned values that are not finite."
+        )
     return made

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Delete,
     Integer,
@@ -22,14 +23,11 @@ from sqlalchemy import (
     column,
     delete,
     exists,
-    false,
     func,
-    insert,
     literal,
     or_,
     select,
     true,
-    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, BYTEA, JSONB, TIMESTAMP
@@ -44,8 +42,8 @@ from llmemory.statements.filters import FilterShape, conditions
 __all__ = [
     "array_text",
     "arrays",
-    "delete_documents",
     "delete_chunks_except",
+    "delete_documents",
     "delete_jobs",
     "delete_statistics",
     "existing_by_external_id",
@@ -125,9 +123,9 @@ def insert_documents(tables: Tables) -> ReturningInsert[Any]:
     rows = _rows(_DOCUMENT_TYPES)
     source = select(*(_value(rows, name) for name in _DOCUMENT_TYPES))
     statement = upsert(tables.documents).from_select(list(_DOCUMENT_TYPES), source)
-    return statement.on_conflict_do_nothing(
-        index_elements=["owner_id", "external_id"]
-    ).returning(tables.documents.c.document_id)
+    return statement.on_conflict_do_nothing(index_elements=["owner_id", "external_id"]).returning(
+        tables.documents.c.document_id
+    )
 
 
 @lru_cache(maxsize=256)
@@ -343,8 +341,8 @@ def list_documents(tables: Tables, shape: FilterShape) -> AnySelect:
         select(*_columns(tables))
         .where(where)
         .order_by(documents.c.document_id.desc())
-        .limit(bindparam("limit", type_=Integer))
-        .offset(bindparam("offset", type_=Integer))
+        .limit(bindparam("limit", type_=BigInteger))
+        .offset(bindparam("offset", type_=BigInteger))
         .subquery("page")
     )
     return (

@@ -30,7 +30,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
 from llmemory.models import Tables
 from llmemory.statements import AnySelect
 
-__all__ = ["claim_jobs", "chunks_without_vector", "fail_jobs", "finish_jobs", "owners_with_jobs"]
+__all__ = ["chunks_without_vector", "claim_jobs", "fail_jobs", "finish_jobs", "owners_with_jobs"]
 
 _TIMESTAMP = TIMESTAMP(timezone=True)
 

@@ -12,6 +12,7 @@ from typing import Any
 from pgvector.sqlalchemy import HALFVEC, SPARSEVEC
 from sqlalchemy import (
     CTE,
+    BigInteger,
     ColumnElement,
     Float,
     Integer,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    case,
     cast,
     column,
     func,
@@ -64,7 +66,8 @@ def search(tables: Tables, shape: SearchShape) -> AnySelect:
 
     Binds ``owner``, ``limit``, ``offset`` and the filters; with a vector arm ``space`` and
     ``embedding`` (the vector as text); with a word arm ``query_text`` and ``language`` if given;
-    with both ``alpha``, the vector arm's weight, and ``candidates``, the hits of each to fuse.
+    with both ``alpha``, the vector arm's weight, ``pool``, the hits of each arm, and
+    ``candidates``, how many of them give the scale and have a score above 0.
 
     Served by the key of embeddings (vector arm) and by ``ix_chunks_search_vector`` or the key of
     chunks (word arm), then by the keys of chunks and documents for the hits.
@@ -72,13 +75,13 @@ def search(tables: Tables, shape: SearchShape) -> AnySelect:
     if shape.search_type is SearchType.HYBRID:
         found = _fused(_vector_arm(tables, shape), _text_arm(tables, shape))
     elif shape.search_type is SearchType.VECTOR:
-        found = _single(_vector_arm(tables, shape), "similarity", "vector_rank")
+        found = _single(_vector_arm(tables, shape), shape.search_type)
     else:
-        found = _single(_text_arm(tables, shape), "lexical_score", "text_rank")
+        found = _single(_text_arm(tables, shape), shape.search_type)
     page = (
-        found.order_by(column("score").desc(), column("chunk_id"))
-        .limit(bindparam("limit", type_=Integer))
-        .offset(bindparam("offset", type_=Integer))
+        found.order_by(column("score").desc(), column("best_rank"), column("chunk_id"))
+        .limit(bindparam("limit", type_=BigInteger))
+        .offset(bindparam("offset", type_=BigInteger))
         .subquery("page")
     )
     return _with_documents(tables, page)
@@ -91,13 +94,11 @@ def _owner(table: Table) -> ColumnElement[bool]:
 def _pool(shape: SearchShape) -> ColumnElement[int]:
     """Return how many hits an arm gives: what is fused, or else what is asked for."""
     if shape.search_type is SearchType.HYBRID:
-        return bindparam("candidates", type_=Integer)
-    return bindparam("limit", type_=Integer) + bindparam("offset", type_=Integer)
+        return bindparam("pool", type_=BigInteger)
+    return bindparam("limit", type_=BigInteger) + bindparam("offset", type_=BigInteger)
 
 
-def _filtered(
-    tables: Tables, statement: AnySelect, rows: Table, shape: SearchShape
-) -> AnySelect:
+def _filtered(tables: Tables, statement: AnySelect, rows: Table, shape: SearchShape) -> AnySelect:
     """Join what the filters of `shape` need to `statement`, which reads `rows`."""
     if shape.filters.is_empty():
         return statement
@@ -135,14 +136,14 @@ def _vector_arm(tables: Tables, shape: SearchShape) -> CTE:
     similarity = func.coalesce(
         1 - func.nullif(nearest.c.distance, literal_column("'NaN'::float8")), 0.0, type_=Float
     )
-    return select(
-        nearest.c.chunk_id,
-        similarity.label("similarity"),
-        _relative(similarity).label("relative"),
-        func.row_number()
-        .over(order_by=(nearest.c.distance, nearest.c.chunk_id))
-        .label("vector_rank"),
-    ).cte("vector_arm")
+    return _ranked(
+        select(
+            nearest.c.chunk_id,
+            similarity.label("value"),
+            func.row_number().over(order_by=(nearest.c.distance, nearest.c.chunk_id)).label("rank"),
+        ),
+        "vector_arm",
+    )
 
 
 def _text_arm(tables: Tables, shape: SearchShape) -> CTE:
@@ -152,9 +153,7 @@ def _text_arm(tables: Tables, shape: SearchShape) -> CTE:
         cast(func.string_agg(cast(terms.c.term, Text), " | "), TSQUERY)
     ).scalar_subquery()
     # pgvector's operator gives the negative inner product.
-    score = type_coerce(
-        -chunks.c.lexical.max_inner_product(_query_weights(tables, terms)), Float
-    )
+    score = type_coerce(-chunks.c.lexical.max_inner_product(_query_weights(tables, terms)), Float)
     best = (
         _filtered(
             tables,
@@ -167,14 +166,44 @@ def _text_arm(tables: Tables, shape: SearchShape) -> CTE:
         .limit(_pool(shape))
         .subquery("best")
     )
+    return _ranked(
+        select(
+            best.c.chunk_id,
+            best.c.lexical_score.label("value"),
+            func.row_number()
+            .over(order_by=(best.c.lexical_score.desc(), best.c.chunk_id))
+            .label("rank"),
+        ),
+        "text_arm",
+    )
+
+
+def _ranked(hits: AnySelect, name: str) -> CTE:
+    """Add each hit's relative score: 1 for the best value, 0 for that of the last candidate.
+
+    The scale depends on the first ``candidates`` ranks alone, so that it is the same on every
+    page of a search, however many hits the page before needed.
+    """
+    hit = hits.subquery("hits").c
+    candidates = bindparam("candidates", type_=Integer)
+    highest = func.max(hit.value, type_=Float).over()
+    lowest = func.coalesce(
+        func.nth_value(hit.value, candidates, type_=Float).over(
+            order_by=hit.rank, rows=(None, None)
+        ),
+        func.min(hit.value, type_=Float).over(),
+        type_=Float,
+    )
+    scaled = func.coalesce(
+        (hit.value - lowest) / func.nullif(highest - lowest, 0.0, type_=Float), 1.0, type_=Float
+    )
     return select(
-        best.c.chunk_id,
-        best.c.lexical_score,
-        _relative(best.c.lexical_score).label("relative"),
-        func.row_number()
-        .over(order_by=(best.c.lexical_score.desc(), best.c.chunk_id))
-        .label("text_rank"),
-    ).cte("text_arm")
+        hit.chunk_id,
+        hit.value,
+        hit.rank,
+        highest.label("highest"),
+        case((hit.rank > candidates, 0.0), else_=scaled).label("relative"),
+    ).cte(name)
 
 
 def _query_terms(tables: Tables, shape: SearchShape) -> CTE:
@@ -190,9 +219,7 @@ def _query_terms(tables: Tables, shape: SearchShape) -> CTE:
     )
     lexeme = lexemes.c.lexeme
     # A lexeme as tsquery text: quoted, with quotes doubled and backslashes escaped.
-    quoted = func.concat(
-        "'", func.replace(func.replace(lexeme, "\\", "\\\\"), "'", "''"), "'"
-    )
+    quoted = func.concat("'", func.replace(func.replace(lexeme, "\\", "\\\\"), "'", "''"), "'")
     return (
         select(
             lexeme,
@@ -256,15 +283,16 @@ def _query_weights(tables: Tables, terms: CTE) -> ColumnElement[Any]:
         / (counts.c.chunk_count + 0.5)
     )
     # The position that lexical_weights gives a lexeme; two that meet are summed there and here.
-    position = (
-        func.hashtextextended(counts.c.lexeme.collate("C"), 0).bitwise_and(536_870_911) + 1
-    )
+    position = func.hashtextextended(counts.c.lexeme.collate("C"), 0).bitwise_and(536_870_911) + 1
     weighted = (
         select(
             position.label("position"),
             func.sum(counts.c.frequency * rarity).label("weight"),
         )
         .group_by(column("position"))
+        .order_by(column("weight").desc())
+        # More a sparsevec cannot hold.
+        .limit(16_000)
         .subquery("weighted")
     )
     entries = func.string_agg(
@@ -283,33 +311,18 @@ def _known_count(
     return (known.correlate(terms) if terms is not None else known).scalar_subquery()
 
 
-def _relative(value: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Stretch an arm's scores to 0..1 over its candidates; equal ones are all 1."""
-    lowest = func.min(value, type_=Float).over()
-    highest = func.max(value, type_=Float).over()
-    return func.coalesce((value - lowest) / func.nullif(highest - lowest, 0.0, type_=Float), 1.0, type_=Float)
-
-
-def _single(arm: CTE, value: str, rank: str) -> AnySelect:
+def _single(arm: CTE, search_type: SearchType) -> AnySelect:
     """Return the hits of one arm alone, with scores from 0 to 1."""
-    if value == "similarity":
-        score = func.least(func.greatest(arm.c.similarity, 0.0), 1.0)
+    nothing = null()
+    score: ColumnElement[Any]
+    values: tuple[ColumnElement[Any], ...]
+    if search_type is SearchType.VECTOR:
+        score = func.least(func.greatest(arm.c.value, 0.0), 1.0)
+        values = (arm.c.value, nothing, arm.c.rank, nothing)
     else:
-        highest = func.max(arm.c.lexical_score, type_=Float).over()
-        score = func.coalesce(arm.c.lexical_score / func.nullif(highest, 0.0, type_=Float), 0.0)
-    columns: dict[str, ColumnElement[Any]] = {
-        "similarity": null(),
-        "lexical_score": null(),
-        "vector_rank": null(),
-        "text_rank": null(),
-        value: arm.c[value],
-        rank: arm.c[rank],
-    }
-    return select(
-        arm.c.chunk_id,
-        score.label("score"),
-        *(entry.label(name) for name, entry in columns.items()),
-    )
+        score = func.coalesce(arm.c.value / func.nullif(arm.c.highest, 0.0, type_=Float), 0.0)
+        values = (nothing, arm.c.value, nothing, arm.c.rank)
+    return _found(arm.c.chunk_id, score, arm.c.rank, *values)
 
 
 def _fused(vector: CTE, text: CTE) -> AnySelect:
@@ -322,14 +335,28 @@ def _fused(vector: CTE, text: CTE) -> AnySelect:
     score = alpha * func.coalesce(vector.c.relative, 0.0) + (1 - alpha) * func.coalesce(
         text.c.relative, 0.0
     )
-    return select(
-        func.coalesce(vector.c.chunk_id, text.c.chunk_id).label("chunk_id"),
-        score.label("score"),
-        vector.c.similarity,
-        text.c.lexical_score,
-        vector.c.vector_rank,
-        text.c.text_rank,
+    return _found(
+        func.coalesce(vector.c.chunk_id, text.c.chunk_id),
+        score,
+        func.least(vector.c.rank, text.c.rank),
+        vector.c.value,
+        text.c.value,
+        vector.c.rank,
+        text.c.rank,
     ).select_from(vector.join(text, vector.c.chunk_id == text.c.chunk_id, full=True))
+
+
+def _found(*columns: ColumnElement[Any]) -> AnySelect:
+    names = (
+        "chunk_id",
+        "score",
+        "best_rank",
+        "similarity",
+        "lexical_score",
+        "vector_rank",
+        "text_rank",
+    )
+    return select(*(entry.label(name) for name, entry in zip(names, columns, strict=True)))
 
 
 def _with_documents(tables: Tables, page: Subquery) -> AnySelect:
@@ -361,5 +388,5 @@ def _with_documents(tables: Tables, page: Subquery) -> AnySelect:
             documents,
             and_(_owner(documents), documents.c.document_id == chunks.c.document_id),
         )
-        .order_by(page.c.score.desc(), page.c.chunk_id)
+        .order_by(page.c.score.desc(), page.c.best_rank, page.c.chunk_id)
     )

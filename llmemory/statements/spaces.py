@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 from sqlalchemy import (
     Insert,
@@ -29,9 +28,9 @@ __all__ = ["default_space", "insert_first_space"]
 def default_space(tables: Tables) -> AnySelect:
     """Read the space that searches use."""
     spaces = tables.embedding_spaces
-    return select(
-        spaces.c.space_id, spaces.c.provider, spaces.c.model, spaces.c.dimensions
-    ).where(spaces.c.is_default)
+    return select(spaces.c.space_id, spaces.c.provider, spaces.c.model, spaces.c.dimensions).where(
+        spaces.c.is_default
+    )
 
 
 @lru_cache(maxsize=256)

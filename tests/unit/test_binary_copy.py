@@ -79,7 +79,7 @@ def test_arrays_of_text(values: list[str]) -> None:
 def test_vectors(count: int, dimensions: int) -> None:
     vectors = np.random.default_rng(1).standard_normal((count, dimensions)).astype(np.float32)
     ids = [uuid4() for _ in range(count)]
-    found: Any = rows_of(binary_copy.vector_rows("öwner", ids, 7, vectors))
+    found: Any = rows_of(binary_copy.vector_rows(7, [("öwner", ids, vectors)]))
     assert len(found) == count
     for row, chunk_id, vector in zip(found, ids, vectors, strict=True):
         owner, identifier, space, halfvec = row
