@@ -129,7 +129,8 @@ def install(
 
 def run_tests(session: nox.Session, *folders: str) -> None:
     """Run pytest in folders of ``tests``, or with the arguments behind ``--``."""
-    session.run("pytest", *(session.posargs or [f"tests/{folder}" for folder in folders]))
+    chosen = session.posargs or [f"tests/{folder}" for folder in folders]
+    session.run("pytest", "--numprocesses=2", "--dist=worksteal", *chosen)
 
 
 def lowest_versions() -> Iterator[str]:

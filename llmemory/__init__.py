@@ -47,6 +47,7 @@ from llmemory.types import (
 )
 
 if TYPE_CHECKING:
+    from llmemory.embedding.openai import OpenAIEmbedder
     from llmemory.embedding.static import StaticEmbedder
     from llmemory.embedding.testing import HashEmbedder
 
@@ -72,6 +73,7 @@ __all__ = [
     "Health",
     "LLMemoryError",
     "NewDocument",
+    "OpenAIEmbedder",
     "OwnerStatistics",
     "Progress",
     "ProviderRejected",
@@ -92,6 +94,7 @@ __all__ = [
 
 _LAZY = {
     "HashEmbedder": "llmemory.embedding.testing",
+    "OpenAIEmbedder": "llmemory.embedding.openai",
     "StaticEmbedder": "llmemory.embedding.static",
 }
 

@@ -83,6 +83,7 @@ class AsyncMemory:
             and the embedded server if that is empty too.
         engine: An engine of yours to use instead. ``close`` leaves it open.
         schema: PostgreSQL schema of the tables, at most 63 bytes. None takes the settings'.
+        openai_api_key: Key for OpenAI's embeddings, extra ``openai``; short for an embedder.
         embedder: What makes the vectors. None takes the one that the settings name.
         settings: All else. None reads the ``LLMEMORY_`` environment variables.
 
@@ -99,6 +100,7 @@ class AsyncMemory:
         self,
         connection_string: str | None = None,
         *,
+        openai_api_key: str | None = None,
         engine: AsyncEngine | None = None,
         schema: str | None = None,
         embedder: Embedder | None = None,
@@ -114,11 +116,17 @@ class AsyncMemory:
             if engine is not None:
                 raise ConfigurationError("Give a connection string or an engine, not both.")
             settings = settings.model_copy(update={"database_url": SecretStr(connection_string)})
+        if openai_api_key is not None:
+            if embedder is not None:
+                raise ConfigurationError("Give an OpenAI key or an embedder, not both.")
+            key = SecretStr(openai_api_key)
+            settings = settings.model_copy(update={"openai_api_key": key, "embedder": "openai"})
         self.settings = settings
         self.schema = checked_schema(settings.schema_name if schema is None else schema)
         self.embedder = (
             embedding.from_settings(settings) if embedder is None else checked_embedder(embedder)
         )
+        self._owns_embedder = embedder is None
         self._database = Database(settings, engine=engine)
         self._tables = tables_for(self.schema)
         self._store = Store(self._tables)
@@ -161,6 +169,8 @@ class AsyncMemory:
     async def close(self) -> None:
         """Close the connections that this memory opened. Later calls raise ClosedError."""
         await self._database.close()
+        if self._owns_embedder and hasattr(self.embedder, "aclose"):
+            await self.embedder.aclose()
 
     async def __aenter__(self) -> Self:
         await self.initialize()

@@ -41,8 +41,8 @@ class Database:
     ) -> None:
         if engine is not None and not isinstance(engine, AsyncEngine):
             raise ConfigurationError(
-                "engine must be an AsyncEngine, as sqlalchemy.ext.asyncio.create_async_engine "
-                f"makes it, not {type(engine).__name__}."
+                "engine must be an AsyncEngine for PostgreSQL, as create_async_engine of "
+                f"sqlalchemy.ext.asyncio makes it, not {type(engine).__name__}."
             )
         if engine is not None and engine.dialect.name != "postgresql":
             raise ConfigurationError(
@@ -153,11 +153,11 @@ class Database:
             session: Join this transaction instead and leave committing to its owner.
         """
         if session is not None:
-            connection = await self._joined(session)
+            self._check_session(session)
             # The caller may catch an error of ours and commit: what we began must be gone then.
             with translated_errors():
                 async with session.begin_nested():
-                    yield connection
+                    yield await self._joined(session)
             return
         engine = await self.engine()
         with translated_errors():
@@ -169,16 +169,19 @@ class Database:
                 yield connection
 
     async def _joined(self, session: Session) -> AsyncConnection:
-        self.check_open()
+        self._check_session(session)
         if isinstance(session, AsyncConnection):
             return session
-        if isinstance(session, AsyncSession):
-            with translated_errors():
-                return await session.connection()
-        raise ConfigurationError(
-            "session must be an AsyncSession or an AsyncConnection of SQLAlchemy, "
-            f"not {type(session).__name__}."
-        )
+        with translated_errors():
+            return await session.connection()
+
+    def _check_session(self, session: object) -> None:
+        self.check_open()
+        if not isinstance(session, AsyncConnection | AsyncSession):
+            raise ConfigurationError(
+                "session must be an AsyncSession or an AsyncConnection of SQLAlchemy, "
+                f"not {type(session).__name__}."
+            )
 
     async def close(self) -> None:
         """Close what was opened here: own engines and this process's use of the embedded server."""

@@ -51,6 +51,7 @@ class Memory:
 
     Args:
         connection_string: As for ``AsyncMemory``.
+        openai_api_key: As for ``AsyncMemory``.
         engine: An AsyncEngine of yours that no other event loop uses. It cannot cross a fork.
         schema: As for ``AsyncMemory``.
         embedder: As for ``AsyncMemory``.
@@ -69,13 +70,19 @@ class Memory:
         self,
         connection_string: str | None = None,
         *,
+        openai_api_key: str | None = None,
         engine: AsyncEngine | None = None,
         schema: str | None = None,
         embedder: Embedder | None = None,
         settings: Settings | None = None,
     ) -> None:
         core = AsyncMemory(
-            connection_string, engine=engine, schema=schema, embedder=embedder, settings=settings
+            connection_string,
+            openai_api_key=openai_api_key,
+            engine=engine,
+            schema=schema,
+            embedder=embedder,
+            settings=settings,
         )
         self.settings = core.settings
         self.schema = core.schema

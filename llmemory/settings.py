@@ -109,9 +109,20 @@ class Settings(BaseSettings):
         10.0, gt=0, le=3600, description="Seconds to wait for the server to accept a connection."
     )
 
-    embedder: Literal["auto", "static", "hash"] = Field(
+    embedder: Literal["auto", "openai", "static", "hash"] = Field(
         "auto",
-        description="Embedder used where none is passed: `auto` takes the static one if installed.",
+        description="Embedder used where none is passed: `auto` takes OpenAI's if there is a key, "
+        "else the static one if it is installed.",
+    )
+    openai_api_key: SecretStr | None = Field(
+        None, description="Key of an endpoint that speaks OpenAI's embeddings API."
+    )
+    openai_base_url: str | None = Field(None, description="Its address. Empty means OpenAI's own.")
+    openai_model: str = Field(
+        "text-embedding-3-small", min_length=1, description="Model that it is asked for."
+    )
+    openai_dimensions: int | None = Field(
+        None, ge=1, le=16_000, description="Vector length; needed for models that are not known."
     )
     hash_dimensions: int = Field(
         256, ge=2, le=4000, description="Vector length of the hash embedder."

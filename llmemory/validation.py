@@ -40,6 +40,7 @@ __all__ = [
 
 NAMELESS_EMAIL = "(no subject)"
 MAX_OFFSET = 2**62
+MOST_DIGITS = 400
 # A time zone moves a moment by less than a day; nearer to the ends, drivers cannot give it back.
 FIRST_MOMENT = datetime(1, 1, 2, tzinfo=UTC)
 LAST_MOMENT = datetime(9999, 12, 30, tzinfo=UTC)
@@ -191,7 +192,7 @@ def checked_filters(
     for key, value in metadata.items():
         for name in (key, *(value if isinstance(value, dict) else ())):
             if name.startswith("$"):
-                _refuse("metadata_filter", "has a key that begins with $: there are no operators")
+                _refuse("metadata_filter", "has an unknown operator: a key that begins with $")
     first = _moment(date_from, "date_from")
     last = _moment(date_to, "date_to", end_of_day=True)
     if first is not None and last is not None and first > last:
@@ -217,7 +218,7 @@ def checked_page(limit: object, offset: object, settings: Settings) -> tuple[int
     if not 1 <= limit <= settings.max_limit:
         _refuse("limit", f"must be 1 to {settings.max_limit} (max_limit), not {limit}")
     if not 0 <= offset <= MAX_OFFSET:
-        _refuse("offset", f"must be 0 to {MAX_OFFSET}")
+        _refuse("offset", f"must be 0 or more, and at most {MAX_OFFSET}")
     return limit, offset
 
 
@@ -246,7 +247,8 @@ def checked_identifier(value: object, name: str, settings: Settings) -> str:
         ValidationError: It is of another type, blank, or longer than ``max_id_bytes``.
     """
     if isinstance(value, int) and not isinstance(value, bool):
-        value = _integer_text(value, name)
+        problem = f"more than max_id_bytes = {settings.max_id_bytes}"
+        value = _integer_text(value, name, settings.max_id_bytes, problem)
     elif isinstance(value, UUID):
         value = str(value)
     if not isinstance(value, str):
@@ -362,7 +364,7 @@ class _Plain:
             _check_characters(value, self._name)
             return _plain_text(value)
         if isinstance(value, int):
-            _integer_text(value, self._name)
+            _integer_text(value, self._name, MOST_DIGITS, "too many for JSON; pass it as text")
             return int(value)
         if isinstance(value, float | Decimal):
             if not math.isfinite(value):
@@ -380,10 +382,10 @@ def _plain_text(value: str) -> str:
     return str(value.value) if isinstance(value, Enum) else str(value)
 
 
-def _integer_text(value: int, name: str) -> str:
-    # Python refuses to write longer ones, and JSON readers to read them.
-    if abs(value) >= 10**400:
-        _refuse(name, "is or holds an integer of more than 400 digits; pass it as text")
+def _integer_text(value: int, name: str, digits: int, problem: str) -> str:
+    # Python itself refuses to write integers of more than some thousand digits.
+    if abs(value) >= 10**digits:
+        _refuse(name, f"has or holds an integer of more than {digits} digits, {problem}")
     return str(int(value))
 
 
@@ -444,7 +446,10 @@ def _moment(value: object, name: str, *, end_of_day: bool = False) -> datetime |
 def _document_date(value: object) -> datetime | None:
     moment = _moment(value, "document_date")
     if moment in {FIRST_MOMENT, LAST_MOMENT}:
-        _refuse("document_date", "must be later than 0001-01-02 and earlier than 9999-12-30")
+        _refuse(
+            "document_date",
+            "is too near the first or last year: it must lie between 0001-01-02 and 9999-12-30",
+        )
     return moment
 
 

@@ -19,11 +19,27 @@ def from_settings(settings: Settings) -> Embedder:
         from llmemory.embedding.testing import HashEmbedder
 
         return HashEmbedder(settings.hash_dimensions)
+    key = settings.openai_api_key
+    if settings.embedder == "openai" or (settings.embedder == "auto" and key is not None):
+        if key is None:
+            raise ConfigurationError(
+                "The OpenAI embedder needs a key: pass openai_api_key or set "
+                "LLMEMORY_OPENAI_API_KEY."
+            )
+        from llmemory.embedding.openai import OpenAIEmbedder
+
+        return OpenAIEmbedder(
+            key,
+            model=settings.openai_model,
+            dimensions=settings.openai_dimensions,
+            base_url=settings.openai_base_url,
+        )
     from llmemory.embedding import static
 
     if settings.embedder == "auto" and not static.is_installed():
         raise ConfigurationError(
-            "No embedder is set up. Pass embedder=..., or install the static one: "
+            "No embedder is set up. Pass embedder=... or openai_api_key=..., or install the "
+            "static one: "
             '`pip install ".[embedded]"`.'
         )
     return static.StaticEmbedder()

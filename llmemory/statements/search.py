@@ -30,12 +30,13 @@ from sqlalchemy import (
     literal_column,
     null,
     select,
+    text,
     true,
     type_coerce,
 )
-from sqlalchemy.dialects.postgresql import TSQUERY, TSVECTOR
+from sqlalchemy.dialects.postgresql import TSQUERY
 
-from llmemory.models import LEXICAL_DIMENSIONS, Tables
+from llmemory.models import LEXICAL_DIMENSIONS, Tables, quoted_identifier
 from llmemory.statements import AnySelect
 from llmemory.statements.filters import FilterShape, conditions
 from llmemory.types import SearchType
@@ -209,11 +210,13 @@ def _ranked(hits: AnySelect, name: str) -> CTE:
 def _query_terms(tables: Tables, shape: SearchShape) -> CTE:
     """Return the query's lexemes: lexeme, term (a tsquery) and frequency within the query."""
     languages = _languages(tables, shape)
-    analyse = getattr(func, tables.schema).search_vector
+    # SQLAlchemy quotes a function's schema only in part, so its name is written out here.
+    function = f"{quoted_identifier(tables.schema)}.search_vector".replace(":", r"\:")
+    analyse = text(f"{function}(languages.language, :query_text)").bindparams(
+        bindparam("query_text", type_=Text)
+    )
     lexemes = (
-        func.unnest(
-            analyse(languages.c.language, bindparam("query_text", type_=Text), type_=TSVECTOR)
-        )
+        func.unnest(analyse)
         .table_valued(column("lexeme", Text), column("positions"), column("weights"))
         .render_derived(name="analysed")
     )
@@ -325,7 +328,7 @@ def _single(arm: CTE, search_type: SearchType) -> AnySelect:
     return _found(arm.c.chunk_id, score, arm.c.rank, *values)
 
 
-def _fused(vector: CTE, text: CTE) -> AnySelect:
+def _fused(vector: CTE, words: CTE) -> AnySelect:
     """Return the hits of both arms by their relative scores, weighted by ``alpha``.
 
     A hit that one arm lacks has 0 there. Source of the method: Bruch et al. 2023, convex
@@ -333,17 +336,17 @@ def _fused(vector: CTE, text: CTE) -> AnySelect:
     """
     alpha = bindparam("alpha", type_=Float)
     score = alpha * func.coalesce(vector.c.relative, 0.0) + (1 - alpha) * func.coalesce(
-        text.c.relative, 0.0
+        words.c.relative, 0.0
     )
     return _found(
-        func.coalesce(vector.c.chunk_id, text.c.chunk_id),
+        func.coalesce(vector.c.chunk_id, words.c.chunk_id),
         score,
-        func.least(vector.c.rank, text.c.rank),
+        func.least(vector.c.rank, words.c.rank),
         vector.c.value,
-        text.c.value,
+        words.c.value,
         vector.c.rank,
-        text.c.rank,
-    ).select_from(vector.join(text, vector.c.chunk_id == text.c.chunk_id, full=True))
+        words.c.rank,
+    ).select_from(vector.join(words, vector.c.chunk_id == words.c.chunk_id, full=True))
 
 
 def _found(*columns: ColumnElement[Any]) -> AnySelect:
