@@ -1,6 +1,6 @@
 """A document memory in your PostgreSQL: add documents for an owner, search them.
 
-``AsyncMemory`` is for asyncio applications.
+``AsyncMemory`` is for asyncio applications, ``Memory`` for all others.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from llmemory.errors import (
     StorageUnavailable,
     ValidationError,
 )
+from llmemory.memory import Memory
 from llmemory.settings import Settings
 from llmemory.types import (
     Document,
@@ -72,6 +73,7 @@ __all__ = [
     "HashEmbedder",
     "Health",
     "LLMemoryError",
+    "Memory",
     "NewDocument",
     "OpenAIEmbedder",
     "OwnerStatistics",

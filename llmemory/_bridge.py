@@ -51,15 +51,25 @@ class Bridge:
         """
         if threading.current_thread() is self._thread:
             raise RuntimeError("a blocking call within the loop that would have to run it")
-        future = self._portal.start_task_soon(function)
+        begun, ended = threading.Event(), threading.Event()
+
+        async def run() -> Result:
+            begun.set()
+            try:
+                return await function()
+            finally:
+                ended.set()
+
+        future = self._portal.start_task_soon(run)
         try:
             return future.result()
         except BaseException:
-            if not future.done():
-                finished = threading.Event()
-                future.add_done_callback(lambda _: finished.set())
+            if not ended.is_set():
+                # The future is cancelled at once, the task only when the loop comes to it.
                 future.cancel()
-                finished.wait(STOP_SECONDS)
+                self._portal.start_task_soon(_nothing).result(STOP_SECONDS)
+                if begun.is_set():
+                    ended.wait(STOP_SECONDS)
             raise
 
     def stop(self) -> None:
@@ -81,6 +91,10 @@ class Bridge:
         async with BlockingPortal() as portal:
             self._started.set_result(portal)
             await portal.sleep_until_stopped()
+
+
+async def _nothing() -> None:
+    """Give the loop a turn."""
 
 
 _current: Bridge | None = None

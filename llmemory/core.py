@@ -169,8 +169,9 @@ class AsyncMemory:
     async def close(self) -> None:
         """Close the connections that this memory opened. Later calls raise ClosedError."""
         await self._database.close()
-        if self._owns_embedder and hasattr(self.embedder, "aclose"):
-            await self.embedder.aclose()
+        close_embedder = getattr(self.embedder, "aclose", None)
+        if self._owns_embedder and close_embedder is not None:
+            await close_embedder()
 
     async def __aenter__(self) -> Self:
         await self.initialize()

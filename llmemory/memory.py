@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import os
 import weakref
@@ -91,6 +92,7 @@ class Memory:
         self._is_closed = False
         self._pid = os.getpid()
         self._inner = core
+        _cores.add(core)
         self._finalizer = weakref.finalize(self, _close_core, core, self._pid)
 
     @classmethod
@@ -153,11 +155,27 @@ class Memory:
             self._inner = AsyncMemory(
                 schema=self.schema, embedder=self.embedder, settings=self.settings
             )
+            _cores.add(self._inner)
             self._finalizer = weakref.finalize(self, _close_core, self._inner, self._pid)
         return self._inner
 
     def _call(self, function: Callable[[], Coroutine[Any, Any, R]]) -> R:
         return bridge().call(function)
+
+
+_cores: weakref.WeakSet[AsyncMemory] = weakref.WeakSet()
+
+
+def _keep_inherited() -> None:
+    # The connections belong to the parent: were they collected here, they would complain that
+    # nobody closed them. One reference too many keeps them from it.
+    for core in list(_cores):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(core))
+    _cores.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_inherited)
 
 
 def _close_core(core: AsyncMemory, pid: int) -> None:

@@ -1,0 +1,32 @@
+"""``Memory`` is ``AsyncMemory`` without an event loop, name by name."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from llmemory import AsyncMemory, Memory
+
+ASYNCHRONOUS = {name for name in vars(AsyncMemory) if not name.startswith("_")}
+BLOCKING = {name for name in vars(Memory) if not name.startswith("_")}
+
+
+def test_the_public_names_are_the_same() -> None:
+    assert BLOCKING == ASYNCHRONOUS
+
+
+@pytest.mark.parametrize("name", sorted(ASYNCHRONOUS))
+def test_signature_and_docstring_are_the_same(name: str) -> None:
+    ours, theirs = getattr(Memory, name), getattr(AsyncMemory, name)
+    assert inspect.signature(ours) == inspect.signature(theirs)
+    assert inspect.getdoc(ours) == inspect.getdoc(theirs)
+    assert inspect.getdoc(ours)
+    assert ours.__name__ == name
+    assert ours.__qualname__ == f"Memory.{name}"
+    assert not inspect.iscoroutinefunction(ours)
+    assert not hasattr(ours, "__wrapped__")
+
+
+def test_the_constructors_take_the_same() -> None:
+    assert inspect.signature(Memory) == inspect.signature(AsyncMemory)
