@@ -50,6 +50,13 @@ sys.stdin.read()
 """
 
 
+def administration(program: str) -> str:
+    """Return where a program of the administrator's lies, which need not be in PATH."""
+    found = shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    assert found is not None
+    return found
+
+
 class Client:
     """Another process running a script."""
 
@@ -103,7 +110,7 @@ def system_user() -> Iterator[None]:
     before = has_system_user()
     yield
     if IS_ROOT and not before and has_system_user():
-        subprocess.run(["userdel", "llmemory"], check=False, capture_output=True)
+        subprocess.run([administration("userdel"), "llmemory"], check=False, capture_output=True)
 
 
 @pytest.fixture
@@ -561,9 +568,11 @@ sys.stdin.read()
 def other_user(base: Path) -> Iterator[pwd.struct_passwd]:
     name = f"llmemory-test-{os.getpid()}"
     home = base / "home"
-    subprocess.run(["useradd", "--create-home", "--home-dir", home, name], check=True)
+    subprocess.run(
+        [administration("useradd"), "--create-home", "--home-dir", home, name], check=True
+    )
     yield pwd.getpwnam(name)
-    subprocess.run(["userdel", name], check=True, capture_output=True)
+    subprocess.run([administration("userdel"), name], check=True, capture_output=True)
 
 
 @as_root
