@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import anyio
@@ -19,6 +19,8 @@ from llmemory.errors import ClosedError, ConfigurationError
 from llmemory.settings import Settings
 
 __all__ = ["Database", "Session"]
+
+T = TypeVar("T")
 
 Session: TypeAlias = AsyncSession | AsyncConnection
 """What callers pass as ``session`` to have a call join their transaction."""
@@ -140,9 +142,8 @@ class Database:
         engine = await self.engine()
         with translated_errors():
             # Autocommit saves the two round trips of BEGIN and COMMIT.
-            async with engine.execution_options(
-                isolation_level="AUTOCOMMIT"
-            ).connect() as connection:
+            autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+            async with _left_in_peace(autocommit.connect()) as connection:
                 yield connection
 
     @asynccontextmanager
@@ -162,9 +163,10 @@ class Database:
         engine = await self.engine()
         with translated_errors():
             # Said expressly: a caller's engine may commit each statement by itself.
+            committing = engine.execution_options(isolation_level="READ COMMITTED")
             async with (
-                engine.execution_options(isolation_level="READ COMMITTED").connect() as connection,
-                connection.begin(),
+                _left_in_peace(committing.connect()) as connection,
+                _left_in_peace(connection.begin()),
             ):
                 yield connection
 
@@ -195,6 +197,23 @@ class Database:
         release, self._release_server = self._release_server, None
         if release is not None:
             await anyio.to_thread.run_sync(release)
+
+
+@asynccontextmanager
+async def _left_in_peace(manager: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
+    """Enter `manager`, and leave it even within a cancelled scope.
+
+    Each await there would be cancelled anew: no rollback, and a connection lost to the pool.
+    """
+    value = await manager.__aenter__()
+    try:
+        yield value
+    except BaseException as error:
+        with anyio.CancelScope(shield=True):
+            await manager.__aexit__(type(error), error, error.__traceback__)
+        raise
+    with anyio.CancelScope(shield=True):
+        await manager.__aexit__(None, None, None)
 
 
 def _embedded_folder(url: str) -> Path | None:
