@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import anyio
@@ -205,15 +206,33 @@ async def _left_in_peace(manager: AbstractAsyncContextManager[T]) -> AsyncIterat
 
     Each await there would be cancelled anew: no rollback, and a connection lost to the pool.
     """
-    value = await manager.__aenter__()
+    entering = asyncio.ensure_future(manager.__aenter__())
+    try:
+        value = await asyncio.shield(entering)
+    except asyncio.CancelledError:
+        # Cancelled half-way, a connection would be lost: let it arrive, then give it back.
+        entering.add_done_callback(partial(_leave_later, manager))
+        raise
     try:
         yield value
     except BaseException as error:
-        with anyio.CancelScope(shield=True):
+        # A rollback on a broken connection must not take the place of what broke it.
+        with anyio.CancelScope(shield=True), suppress(Exception):
             await manager.__aexit__(type(error), error, error.__traceback__)
         raise
     with anyio.CancelScope(shield=True):
         await manager.__aexit__(None, None, None)
+
+
+_leaving: set[asyncio.Future[Any]] = set()
+
+
+def _leave_later(manager: AbstractAsyncContextManager[Any], entered: asyncio.Future[Any]) -> None:
+    if entered.cancelled() or entered.exception() is not None:
+        return
+    leaving = asyncio.ensure_future(manager.__aexit__(None, None, None))
+    _leaving.add(leaving)
+    leaving.add_done_callback(_leaving.discard)
 
 
 def _embedded_folder(url: str) -> Path | None:
