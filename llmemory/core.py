@@ -108,10 +108,15 @@ class AsyncMemory:
     ) -> None:
         if settings is None:
             settings = Settings.from_env()
+        elif not isinstance(settings, Settings):
+            raise ConfigurationError(
+                f"settings must be a Settings object, not {type(settings).__name__}."
+            )
         if connection_string is not None:
-            if not isinstance(connection_string, str):
+            if not isinstance(connection_string, str) or not connection_string.strip():
                 raise ConfigurationError(
-                    f"connection_string must be text, not {type(connection_string).__name__}."
+                    "connection_string must be text such as postgresql://host/database; leave it "
+                    "out, or pass embedded://, for the embedded server."
                 )
             if engine is not None:
                 raise ConfigurationError("Give a connection string or an engine, not both.")

@@ -132,8 +132,9 @@ async def _raise_refusal(arguments: dict[str, Any]) -> None:
 _SSL_MODES = frozenset({"disable", "allow", "prefer", "require", "verify-ca", "verify-full"})
 
 _UNPARSABLE = (
-    "The connection string cannot be parsed. Percent-encode special characters in user, password "
-    "and database, as in postgresql://user:p%40ss@host:5432/database?sslmode=require."
+    "The connection string cannot be parsed. Check port and sslmode, and percent-encode special "
+    "characters in user, password and database, as in "
+    "postgresql://user:p%40ss@host:5432/database?sslmode=require."
 )
 
 

@@ -54,7 +54,7 @@ def read_file(path: str | PathLike[str], settings: Settings) -> FileContent:
         status = file.stat()
         # A device or a pipe may never end.
         if not stat.S_ISREG(status.st_mode):
-            raise _refused(file, "is not a file")
+            raise _refused(file, "cannot be read: it is not a file")
         if status.st_size > settings.max_content_bytes:
             raise _refused(
                 file,
@@ -62,6 +62,8 @@ def read_file(path: str | PathLike[str], settings: Settings) -> FileContent:
                 f"{settings.max_content_bytes}",
             )
         content = file.read_bytes().decode("utf-8-sig")
+    except ValidationError:
+        raise
     except UnicodeDecodeError as error:
         raise _refused(
             file, f"is no text in UTF-8 (byte {error.start}); convert it to UTF-8 first"

@@ -242,7 +242,11 @@ def check_extension(connection: Connection, schema: str) -> None:
     """
     found = _extension(connection)
     if found is None:
-        raise _extension_refused(schema)
+        raise ExtensionMissing(
+            "pgvector is not installed in this database. Run `llmemory db upgrade`, which installs "
+            "it and makes the tables, or once as a superuser: CREATE EXTENSION vector;",
+            schema=schema,
+        )
     version, place, visible = found
     if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_PGVECTOR:
         raise ExtensionMissing(

@@ -374,7 +374,7 @@ class _Plain:
             return value.isoformat()
         if isinstance(value, UUID):
             return str(value)
-        _refuse(self._name, f"holds a {type(value).__name__}, which JSON has no form for")
+        _refuse(self._name, f"holds a value of type {type(value).__name__}, not one of JSON's")
 
 
 def _plain_text(value: str) -> str:
