@@ -130,7 +130,9 @@ def install(
 def run_tests(session: nox.Session, *folders: str) -> None:
     """Run pytest in folders of ``tests``, or with the arguments behind ``--``."""
     chosen = session.posargs or [f"tests/{folder}" for folder in folders]
-    session.run("pytest", "--numprocesses=2", "--dist=worksteal", *chosen)
+    session.run("pytest", "--numprocesses=2", "--dist=worksteal", "-m", "not alone", *chosen)
+    if "integration" in folders and not session.posargs:
+        session.run("pytest", "-m", "alone", "tests/integration/test_large_documents.py")
 
 
 def lowest_versions() -> Iterator[str]:

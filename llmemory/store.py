@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import Any
 from uuid import UUID
 
+import anyio.to_thread
 from sqlalchemy import Row, RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 from uuid_utils.compat import uuid7
@@ -42,6 +43,7 @@ _CHUNK_COLUMNS = (
     "language",
 )
 _BYTES_A_TOKEN = 4
+MOVES_A_STATEMENT = 2000
 
 
 class Store:
@@ -88,8 +90,9 @@ class Store:
         }
         with translated_errors():
             rows = await connection.execute(sql.stored_chunks(self._tables), values)
-        for row in rows:
-            found[row.document_id].append(StoredChunk(*row))
+        # Of a large document some ten thousand: more than the event loop should build.
+        for chunk in await anyio.to_thread.run_sync(lambda: [StoredChunk(*row) for row in rows]):
+            found[chunk.document_id].append(chunk)
         return found
 
     async def write(
@@ -171,9 +174,10 @@ class Store:
                     "kept": [chunk.chunk_id for _, chunk, _ in kept],
                 },
             )
-            if kept:
+            for start in range(0, len(kept), MOVES_A_STATEMENT):
+                moves = _move_arrays(kept[start : start + MOVES_A_STATEMENT])
                 await connection.execute(
-                    sql.move_chunks(self._tables), {"owner": owner_id, **_move_arrays(kept)}
+                    sql.move_chunks(self._tables), {"owner": owner_id, **moves}
                 )
 
     async def _write_vectors(

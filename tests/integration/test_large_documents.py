@@ -50,6 +50,7 @@ class ThreadedEmbedder(HashEmbedder):
         return np.random.default_rng(1).standard_normal((count, 1024), dtype=np.float32)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("driver", "name"),
     [("postgresql", name) for name in TEXTS] + [("postgresql+psycopg", "text")],
@@ -65,8 +66,8 @@ async def test_the_event_loop_stays_free(
     memory = make_memory(with_driver(database_url, driver), embedder=ThreadedEmbedder())
     await memory.add_document("acme", "warm", "Up.")
     gaps = []
-    # A machine that is busy with something else gets a second chance.
-    for attempt in range(2):
+    # A machine that is busy with something else gets further chances.
+    for attempt in range(4):
         async with heartbeat() as beat:
             result = await memory.add_document("acme", name, content, document_type=document_type)
         assert result.chunks_created > 0
@@ -76,6 +77,7 @@ async def test_the_event_loop_stays_free(
     assert min(gaps) < 0.05
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("embedder", [HashEmbedder], ids=["hash"])
 async def test_the_event_loop_stays_free_with_the_embedder_for_tests(
     make_memory: MakeMemory, heartbeat: Callable[[], Any], embedder: Any
@@ -83,7 +85,7 @@ async def test_the_event_loop_stays_free_with_the_embedder_for_tests(
     memory = make_memory(embedder=embedder())
     await memory.add_document("acme", "warm", "Up.")
     gaps = []
-    for _ in range(2):
+    for _ in range(4):
         async with heartbeat() as beat:
             await memory.add_document("acme", "a", TEXTS["text"][1], external_id="a")
             await memory.add_document("acme", "a", TEXTS["text"][1] + "!", external_id="a")
