@@ -31,17 +31,10 @@ class Database:
     """Where the connections come from.
 
     An engine made here belongs to the event loop it was first used in: a further loop gets one of
-    its own, and each is disposed of with its loop. An engine of the caller's is used as it is, and
-    so are those of a parent, which stay the parent's to close.
+    its own, and each is disposed of with its loop. An engine of the caller's is used as it is.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        engine: AsyncEngine | None = None,
-        parent: Database | None = None,
-    ) -> None:
+    def __init__(self, settings: Settings, *, engine: AsyncEngine | None = None) -> None:
         if engine is not None and not isinstance(engine, AsyncEngine):
             raise ConfigurationError(
                 "engine must be an AsyncEngine for PostgreSQL, as create_async_engine of "
@@ -53,7 +46,6 @@ class Database:
             )
         self._settings = settings
         self._given = engine
-        self._parent = parent
         self._given_loop: asyncio.AbstractEventLoop | None = None
         self._own: dict[asyncio.AbstractEventLoop, tuple[AsyncEngine, AsyncGenerator[None]]] = {}
         self._release_server: Callable[[], None] | None = None
@@ -78,8 +70,6 @@ class Database:
                 is named and the embedded one is not installed.
         """
         self.check_open()
-        if self._parent is not None:
-            return await self._parent.engine()
         loop = asyncio.get_running_loop()
         if self._given is not None:
             return self._checked_given(self._given, loop)
