@@ -1,0 +1,11 @@
+"""The search: two arms, by meaning and by words, fused and joined with their documents.
+
+Every search is one statement. The arms are exact: each reads the owner's own rows.
+"""
+
+from __future__ import annotations
+
+from llmemory.statements.search.shape import SearchShape
+from llmemory.statements.search.statement import search
+
+__all__ = ["SearchShape", "search"]
