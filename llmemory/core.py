@@ -389,7 +389,7 @@ class AsyncMemory:
         query = None
         if request.search_type is not SearchType.TEXT:
             (query,) = await embed_checked(
-                self.embedder, [request.query_text], purpose="query", batch_size=1
+                self.embedder, [request.query.text], purpose="query", batch_size=1
             )
         async with self._database.connect(session) as connection:
             return await run_search(
@@ -399,6 +399,7 @@ class AsyncMemory:
                 space=space,
                 embedding=query,
                 candidates=self.settings.candidates,
+                candidates_by_words=self.settings.candidates_by_words,
             )
 
     async def search_with_documents(

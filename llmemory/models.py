@@ -29,7 +29,7 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 __all__ = [
@@ -52,8 +52,10 @@ DEFAULT_SCHEMA = "llmemory"
 VERSION_TABLE = "llmemory_version"
 LEXICAL_DIMENSIONS = 1_000_000_000
 
-_SEARCH_VECTOR = "{schema}.search_vector(language, content)"
-_LEXICAL = "{schema}.lexical_weights({schema}.search_vector(language, content))"
+_COMPUTED = {
+    "terms": "{schema}.lexical_terms(owner_id, {schema}.search_vector(language, content))",
+    "lexical": "{schema}.lexical_weights({schema}.search_vector(language, content))",
+}
 
 
 class Base(DeclarativeBase):
@@ -128,7 +130,7 @@ class Chunk(Base):
             ondelete="CASCADE",
         ),
         Index(None, "owner_id", "document_id", "position"),
-        Index("ix_chunks_search_vector", "search_vector", postgresql_using="gin"),
+        Index("ix_chunks_terms", "terms", postgresql_using="gin"),
     )
 
     owner_id: Mapped[str] = mapped_column(primary_key=True)
@@ -142,14 +144,15 @@ class Chunk(Base):
     end_offset: Mapped[int] = mapped_column(Integer)
     token_count: Mapped[int] = mapped_column(Integer)
     language: Mapped[str]
-    search_vector: Mapped[Any] = mapped_column(
-        TSVECTOR,
-        Computed(_SEARCH_VECTOR.format(schema=DEFAULT_SCHEMA), persisted=True),
+    # Hashes of owner and lexeme, so that an owner's words have postings of their own.
+    terms: Mapped[Any] = mapped_column(
+        ARRAY(BigInteger),
+        Computed(_COMPUTED["terms"].format(schema=DEFAULT_SCHEMA), persisted=True),
         nullable=True,
     )
     lexical: Mapped[Any] = mapped_column(
         SPARSEVEC(LEXICAL_DIMENSIONS),
-        Computed(_LEXICAL.format(schema=DEFAULT_SCHEMA), persisted=True),
+        Computed(_COMPUTED["lexical"].format(schema=DEFAULT_SCHEMA), persisted=True),
         nullable=True,
     )
 
@@ -230,7 +233,7 @@ class EmbeddingJob(Base):
 
 
 class LexicalStatistics(Base):
-    """How many of a large owner's chunks hold a common lexeme; '' stands for all chunks.
+    """How many of a large owner's chunks hold a common term; term 0 stands for all chunks.
 
     Searches count what is missing here, so rows are an aid to speed, never needed for a result.
     """
@@ -238,7 +241,7 @@ class LexicalStatistics(Base):
     __tablename__ = "lexical_statistics"
 
     owner_id: Mapped[str] = mapped_column(primary_key=True)
-    lexeme: Mapped[str] = mapped_column(primary_key=True)
+    term: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     chunk_count: Mapped[int] = mapped_column(BigInteger)
     counted_at: Mapped[datetime]
 
@@ -277,7 +280,7 @@ def tables_for(schema: str) -> Tables:
         # A colon would read as a bound parameter of text().
         quoted = quoted_identifier(schema).replace(":", r"\:")
         columns = metadata.tables[f"{schema}.chunks"].columns
-        for name, expression in (("search_vector", _SEARCH_VECTOR), ("lexical", _LEXICAL)):
+        for name, expression in _COMPUTED.items():
             computed = columns[name].computed
             assert computed is not None
             computed.sqltext = text(expression.format(schema=quoted))

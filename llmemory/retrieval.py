@@ -11,7 +11,7 @@ from llmemory.drivers import translated_errors
 from llmemory.models import Tables
 from llmemory.spaces import Space
 from llmemory.statements.filters import parameters, shape_of
-from llmemory.statements.search import SearchShape, search
+from llmemory.statements.search import EXCLUDED, SearchShape, search
 from llmemory.types import SearchResult, SearchType, Vectors
 from llmemory.validation import SearchRequest
 
@@ -26,6 +26,7 @@ async def run_search(
     space: Space,
     embedding: Vectors | None,
     candidates: int,
+    candidates_by_words: int,
 ) -> list[SearchResult]:
     """Return the hits of `request`, best first.
 
@@ -36,12 +37,14 @@ async def run_search(
         space: Space of the vectors.
         embedding: The query's vector, shape ``(dimensions,)``; None for a search by words.
         candidates: Hits of each arm that give a hybrid search its scale.
+        candidates_by_words: Chunks that the word arm scores, about.
     """
     shape = SearchShape(
         search_type=request.search_type,
         dimensions=space.dimensions,
         language_given=request.language is not None,
         filters=shape_of(request.filters),
+        has_conditions=request.query.has_conditions,
     )
     values: dict[str, Any] = {
         "owner": request.owner_id,
@@ -52,8 +55,15 @@ async def run_search(
     if embedding is not None:
         values["space"] = space.space_id
         values["embedding"] = _vector_text(embedding)
+    if shape.has_conditions:
+        required = enumerate(request.query.required, start=1)
+        phrases = [(number, phrase) for number, group in required for phrase in group]
+        phrases += [(EXCLUDED, phrase) for phrase in request.query.excluded]
+        values["phrase_groups"], values["phrases"] = map(list, zip(*phrases, strict=True))
+        values["insists"] = not request.query.has_other_words
     if request.search_type is not SearchType.VECTOR:
-        values["query_text"] = request.query_text
+        values["query_text"] = request.query.text
+        values["candidates_by_words"] = candidates_by_words
         if request.language is not None:
             values["language"] = request.language
     values["candidates"] = candidates

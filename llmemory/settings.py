@@ -42,8 +42,12 @@ LANGUAGES = (
     "tamil",
     "turkish",
     "yiddish",
+    "chinese",
+    "japanese",
+    "korean",
+    "thai",
 )
-"""Text search configurations that every supported PostgreSQL has."""
+"""What documents may be written in: PostgreSQL's configurations, and scripts without spaces."""
 
 # PostgreSQL cuts a longer identifier silently: two tenants' schemas could become one.
 MAX_IDENTIFIER_BYTES = 63
@@ -183,6 +187,12 @@ class Settings(BaseSettings):
     )
     candidates: int = Field(
         100, ge=10, le=10_000, description="Hits of each arm that a hybrid search fuses, at least."
+    )
+    candidates_by_words: int = Field(
+        5_000,
+        ge=100,
+        le=1_000_000,
+        description="Chunks that a search by words scores, those with its rarer words first.",
     )
 
     @field_validator("schema_name")

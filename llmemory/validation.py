@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
 from llmemory.errors import DocumentNotFoundError, ValidationError
+from llmemory.queries import Query, parsed_query
 from llmemory.settings import LANGUAGES, Settings
 from llmemory.types import DocumentType, NewDocument, SearchType
 
@@ -84,7 +85,7 @@ class SearchRequest:
     """A search that may be run."""
 
     owner_id: str
-    query_text: str
+    query: Query
     search_type: SearchType
     limit: int
     offset: int
@@ -161,9 +162,10 @@ def checked_search(
     if kind is SearchType.HYBRID and weight in {0.0, 1.0}:
         # An arm without weight need not run.
         kind = SearchType.VECTOR if weight == 1.0 else SearchType.TEXT
+    text = checked_text(query_text, "query_text", settings.max_query_length)
     return SearchRequest(
         owner_id=checked_identifier(owner_id, "owner_id", settings),
-        query_text=checked_text(query_text, "query_text", settings.max_query_length),
+        query=Query(text) if kind is SearchType.VECTOR else parsed_query(text),
         search_type=kind,
         limit=checked_limit,
         offset=checked_offset,

@@ -503,8 +503,7 @@ async def test_delete_owner_leaves_nothing_of_theirs_and_all_of_others(
             )
         fetch(
             driver_url,
-            "INSERT INTO llmemory.lexical_statistics "
-            "VALUES (%s, 'text', 1, now()), (%s, '', 2, now())",
+            "INSERT INTO llmemory.lexical_statistics VALUES (%s, 17, 1, now()), (%s, 0, 2, now())",
             owner,
             owner,
         )

@@ -138,7 +138,7 @@ async def test_a_query_without_words(memory: AsyncMemory, query: str) -> None:
 
 
 HOSTILE = [
-    'it\'s "quoted" leave',
+    "it's \"leave",
     "leave'; DROP TABLE llmemory.documents; --",
     "leave & | ! <-> :* ( ) leave:*",
     "!leave",

@@ -295,12 +295,13 @@ class TestRefusals:
     async def test_the_schema_is_older(
         self, make_memory: MakeMemory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        head = migrate.HEAD
         monkeypatch.setattr(migrate, "HEAD", "9999")
         memory = make_memory(settings=Settings(migrate=False))
         with pytest.raises(SchemaOutOfDate, match="llmemory db upgrade") as caught:
             await memory.initialize()
         assert type(caught.value) is SchemaOutOfDate
-        assert (caught.value.found, caught.value.expected) == ("0001", "9999")
+        assert (caught.value.found, caught.value.expected) == (head, "9999")
 
 
 @contextmanager

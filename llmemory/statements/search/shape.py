@@ -9,22 +9,20 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Float,
+    FromClause,
     Integer,
-    Table,
     Text,
-    and_,
     bindparam,
     case,
     func,
     select,
 )
 
-from llmemory.models import Tables
 from llmemory.statements import AnySelect
-from llmemory.statements.filters import FilterShape, conditions
+from llmemory.statements.filters import FilterShape
 from llmemory.types import SearchType
 
-__all__ = ["SearchShape", "filtered", "owner_is", "pool", "ranked"]
+__all__ = ["SearchShape", "owner_is", "pool", "ranked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +34,17 @@ class SearchShape:
         dimensions: Length of the vectors.
         language_given: Whether the query's language is bound, or the owner's languages are used.
         filters: Conditions on the documents.
+        has_conditions: Whether the query's words rule passages out.
     """
 
     search_type: SearchType
     dimensions: int
     language_given: bool
     filters: FilterShape
+    has_conditions: bool
 
 
-def owner_is(table: Table) -> ColumnElement[bool]:
+def owner_is(table: FromClause) -> ColumnElement[bool]:
     """Return that a row of `table` is the owner's: stands on every table of a search."""
     return table.c.owner_id == bindparam("owner", type_=Text)
 
@@ -54,20 +54,6 @@ def pool(shape: SearchShape) -> ColumnElement[int]:
     if shape.search_type is SearchType.HYBRID:
         return bindparam("pool", type_=BigInteger)
     return bindparam("limit", type_=BigInteger) + bindparam("offset", type_=BigInteger)
-
-
-def filtered(tables: Tables, statement: AnySelect, rows: Table, shape: SearchShape) -> AnySelect:
-    """Join what the filters of `shape` need to `statement`, which reads `rows`."""
-    if shape.filters.is_empty():
-        return statement
-    chunks, documents = tables.chunks, tables.documents
-    if rows is not chunks:
-        statement = statement.join(
-            chunks, and_(owner_is(chunks), chunks.c.chunk_id == rows.c.chunk_id)
-        )
-    return statement.join(
-        documents, and_(owner_is(documents), documents.c.document_id == chunks.c.document_id)
-    ).where(*conditions(documents, shape.filters))
 
 
 def ranked(hits: AnySelect, name: str) -> CTE:

@@ -17,7 +17,8 @@ from sqlalchemy import (
 )
 
 from llmemory.models import Tables
-from llmemory.statements.search.shape import SearchShape, filtered, owner_is, pool, ranked
+from llmemory.statements.search.narrowing import narrowed
+from llmemory.statements.search.shape import SearchShape, owner_is, pool, ranked
 
 __all__ = ["vector_arm"]
 
@@ -29,7 +30,7 @@ def vector_arm(tables: Tables, shape: SearchShape) -> CTE:
     query = cast(cast(bindparam("embedding", type_=Text), Text), halfvec)
     distance = cast(embeddings.c.embedding, halfvec).cosine_distance(query)
     nearest = (
-        filtered(
+        narrowed(
             tables,
             select(embeddings.c.chunk_id, distance.label("distance")).select_from(embeddings),
             embeddings,

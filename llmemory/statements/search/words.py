@@ -1,4 +1,8 @@
-"""The arm by words: BM25 over the chunks that share a lexeme with the query."""
+"""The arm by words: BM25 over the chunks that share a term with the query.
+
+A term is a lexeme of the query, known by two hashes: its key, which is the owner's and finds chunks
+in the index, and its position in the vectors of weights, whose inner product is the score.
+"""
 
 from __future__ import annotations
 
@@ -7,47 +11,40 @@ from typing import Any
 from pgvector.sqlalchemy import SPARSEVEC
 from sqlalchemy import (
     CTE,
+    BigInteger,
     ColumnElement,
     Float,
-    Subquery,
-    Table,
-    Text,
+    Integer,
+    and_,
     bindparam,
     cast,
     column,
     func,
     literal,
+    not_,
+    or_,
     select,
-    text,
-    true,
     type_coerce,
 )
-from sqlalchemy.dialects.postgresql import TSQUERY
+from sqlalchemy.dialects.postgresql import ARRAY, array
 
-from llmemory.models import LEXICAL_DIMENSIONS, Tables, quoted_identifier
-from llmemory.statements.search.shape import SearchShape, filtered, owner_is, pool, ranked
+from llmemory.models import LEXICAL_DIMENSIONS, Tables
+from llmemory.statements import AnySelect
+from llmemory.statements.search.narrowing import narrowed
+from llmemory.statements.search.query_terms import query_terms
+from llmemory.statements.search.shape import SearchShape, owner_is, pool, ranked
 
 __all__ = ["text_arm"]
+
+_KEYS = ARRAY(BigInteger)
 
 
 def text_arm(tables: Tables, shape: SearchShape) -> CTE:
     """Return the chunks with the best words: chunk_id, value (the BM25 score), rank, relative."""
-    chunks = tables.chunks
-    terms = _query_terms(tables, shape)
-    any_term = select(
-        cast(func.string_agg(cast(terms.c.term, Text), " | "), TSQUERY)
-    ).scalar_subquery()
-    # pgvector's operator gives the negative inner product.
-    score = type_coerce(-chunks.c.lexical.max_inner_product(_query_weights(tables, terms)), Float)
+    candidates = _candidates(tables, shape)
     best = (
-        filtered(
-            tables,
-            select(chunks.c.chunk_id, score.label("lexical_score")).select_from(chunks),
-            chunks,
-            shape,
-        )
-        .where(owner_is(chunks), chunks.c.search_vector.bool_op("@@")(any_term))
-        .order_by(column("lexical_score").desc(), chunks.c.chunk_id)
+        select(candidates.c.chunk_id, candidates.c.lexical_score)
+        .order_by(candidates.c.lexical_score.desc(), candidates.c.chunk_id)
         .limit(pool(shape))
         .subquery("best")
     )
@@ -63,92 +60,127 @@ def text_arm(tables: Tables, shape: SearchShape) -> CTE:
     )
 
 
-def _query_terms(tables: Tables, shape: SearchShape) -> CTE:
-    """Return the query's lexemes: lexeme, term (a tsquery) and frequency within the query."""
-    languages = _languages(tables, shape)
-    # SQLAlchemy quotes a function's schema only in part, so its name is written out here.
-    function = f"{quoted_identifier(tables.schema)}.search_vector".replace(":", r"\:")
-    analyse = text(f"{function}(languages.language, :query_text)").bindparams(
-        bindparam("query_text", type_=Text)
-    )
-    lexemes = (
-        func.unnest(analyse)
-        .table_valued(column("lexeme", Text), column("positions"), column("weights"))
-        .render_derived(name="analysed")
-    )
-    lexeme = lexemes.c.lexeme
-    # A lexeme as tsquery text: quoted, with quotes doubled and backslashes escaped.
-    quoted = func.concat("'", func.replace(func.replace(lexeme, "\\", "\\\\"), "'", "''"), "'")
-    return (
-        select(
-            lexeme,
-            cast(quoted, TSQUERY).label("term"),
-            func.max(func.cardinality(lexemes.c.positions)).label("frequency"),
+def _candidates(tables: Tables, shape: SearchShape) -> CTE:
+    """Return scored chunks: those with the query's rarer terms, then some with any of them.
+
+    What a common term alone would add is many chunks with low scores. So terms are taken from the
+    rarest on, until they promise ``candidates_by_words`` chunks; the others only add to scores,
+    and make up the number where the rarer ones find fewer.
+    """
+    counts = _term_counts(tables, query_terms(tables, shape))
+    weights = select(_query_weights(counts).c.weights).scalar_subquery()
+    keys = _keys_by_rarity(counts)
+    wanted = bindparam("candidates_by_words", type_=Integer)
+    rare = select(keys.c.rare).scalar_subquery()
+    every = select(keys.c.every).scalar_subquery()
+    chunks = tables.chunks
+    # pgvector's operator gives the negative inner product.
+    score = type_coerce(-chunks.c.lexical.max_inner_product(weights), Float)
+
+    def scored(condition: ColumnElement[bool], limit: ColumnElement[int]) -> AnySelect:
+        statement = select(chunks.c.chunk_id, score.label("lexical_score")).select_from(chunks)
+        return (
+            narrowed(tables, statement, chunks, shape)
+            .where(owner_is(chunks), condition)
+            .limit(limit)
         )
-        .select_from(languages.join(lexemes, true()))
-        .where(languages.c.language.is_not(None))
-        .group_by(lexeme)
-        .cte("query_terms")
+
+    found = (
+        scored(chunks.c.terms.overlap(rare), wanted * 5)
+        .cte("rare_candidates")
         .prefix_with("MATERIALIZED")
     )
+    is_short = select(func.count() < wanted).select_from(found).scalar_subquery()
+    others = scored(
+        and_(
+            is_short,
+            select(keys.c.rare != keys.c.every).scalar_subquery(),
+            chunks.c.terms.overlap(every),
+            not_(chunks.c.terms.overlap(rare)),
+        ),
+        wanted,
+    ).subquery("other_candidates")
+    return select(found).union_all(select(others)).cte("candidates")
 
 
-def _languages(tables: Tables, shape: SearchShape) -> CTE | Subquery:
-    """Return the languages that the query is analysed in: the given one, or all of the owner's."""
-    if shape.language_given:
-        return select(cast(bindparam("language", type_=Text), Text).label("language")).subquery(
-            "languages"
-        )
-    # One index probe per language on ix_documents_owner_id_language, however many documents.
-    documents = tables.documents
-    first = select(func.min(documents.c.language).label("language")).where(owner_is(documents))
-    languages = first.cte("languages", recursive=True)
-    following = (
-        select(func.min(documents.c.language))
-        .where(owner_is(documents), documents.c.language > languages.c.language)
-        .scalar_subquery()
-    )
-    return languages.union_all(select(following).where(languages.c.language.is_not(None)))
+def _term_counts(tables: Tables, terms: CTE) -> CTE:
+    """Return the query's terms with chunk_count, how many chunks have each, and total.
 
-
-def _query_weights(tables: Tables, terms: CTE) -> ColumnElement[Any]:
-    """Return the query as a sparse vector of BM25's idf at the positions of its lexemes."""
+    A large owner's common terms are counted now and then, all others here and now.
+    """
     chunks, statistics = tables.chunks, tables.lexical_statistics
+
+    def known(term: ColumnElement[Any]) -> AnySelect:
+        return select(statistics.c.chunk_count).where(
+            owner_is(statistics), statistics.c.term == term
+        )
+
     counted = (
         select(func.count())
-        .where(owner_is(chunks), chunks.c.search_vector.bool_op("@@")(terms.c.term))
+        .where(owner_is(chunks), chunks.c.terms.contains(array([terms.c.key])))
         .correlate(terms)
         .scalar_subquery()
     )
-    frequency = func.coalesce(_known_count(statistics, terms.c.lexeme, terms), counted)
     total = func.coalesce(
-        _known_count(statistics, literal("")),
+        known(literal(0, BigInteger)).scalar_subquery(),
         select(func.count()).where(owner_is(chunks)).scalar_subquery(),
     )
-    counts = (
+    return (
         select(
-            terms.c.lexeme,
-            terms.c.frequency,
-            frequency.label("chunk_count"),
+            terms,
+            func.coalesce(known(terms.c.key).correlate(terms).scalar_subquery(), counted).label(
+                "chunk_count"
+            ),
             total.label("total"),
         )
         .cte("term_counts")
-        # Each count is used twice below and must not be made twice.
+        # Each count is used several times below and must be made once.
         .prefix_with("MATERIALIZED")
     )
+
+
+def _keys_by_rarity(counts: CTE) -> CTE:
+    """Return two arrays of keys: those of the terms whose chunks are candidates, and of all."""
+    wanted = bindparam("candidates_by_words", type_=Integer)
+    by_rarity = (counts.c.chunk_count, counts.c.key)
+    place = func.row_number().over(order_by=by_rarity)
+    promised = func.sum(counts.c.chunk_count).over(order_by=by_rarity, rows=(None, -1))
+    term = (
+        select(
+            counts.c.key,
+            counts.c.chunk_count,
+            place.label("place"),
+            func.coalesce(promised, 0).label("promised"),
+        )
+        .where(counts.c.chunk_count > 0)
+        .subquery("term")
+        .c
+    )
+    is_rare = or_(term.place == 1, and_(term.promised < wanted, term.chunk_count <= wanted * 4))
+    return (
+        select(
+            func.array_agg(term.key, type_=_KEYS).filter(is_rare).label("rare"),
+            func.array_agg(term.key, type_=_KEYS).label("every"),
+        )
+        .cte("keys")
+        .prefix_with("MATERIALIZED")
+    )
+
+
+def _query_weights(counts: CTE) -> CTE:
+    """Return one row: the query as a sparse vector of BM25's idf at its terms' positions."""
     rarity = func.ln(
         1
         + func.greatest(counts.c.total - counts.c.chunk_count + 0.5, 0.5)
         / (counts.c.chunk_count + 0.5)
     )
-    # The position that lexical_weights gives a lexeme; two that meet are summed there and here.
-    position = func.hashtextextended(counts.c.lexeme.collate("C"), 0).bitwise_and(536_870_911) + 1
     weighted = (
         select(
-            position.label("position"),
+            counts.c.position,
+            # Two lexemes that meet at a position are summed in the chunks as well.
             func.sum(counts.c.frequency * rarity).label("weight"),
         )
-        .group_by(column("position"))
+        .group_by(counts.c.position)
         .order_by(column("weight").desc())
         # More a sparsevec cannot hold.
         .limit(16_000)
@@ -158,13 +190,8 @@ def _query_weights(tables: Tables, terms: CTE) -> ColumnElement[Any]:
         func.concat(weighted.c.position, ":", cast(weighted.c.weight, Float(24))), ","
     )
     written = func.concat("{", entries, f"}}/{LEXICAL_DIMENSIONS}")
-    return select(cast(written, SPARSEVEC(LEXICAL_DIMENSIONS))).scalar_subquery()
-
-
-def _known_count(
-    statistics: Table, lexeme: ColumnElement[Any], terms: CTE | None = None
-) -> ColumnElement[Any]:
-    known = select(statistics.c.chunk_count).where(
-        owner_is(statistics), statistics.c.lexeme == lexeme
+    return (
+        select(cast(written, SPARSEVEC(LEXICAL_DIMENSIONS)).label("weights"))
+        .cte("query_weights")
+        .prefix_with("MATERIALIZED")
     )
-    return (known.correlate(terms) if terms is not None else known).scalar_subquery()
