@@ -130,7 +130,12 @@ class Chunk(Base):
             ondelete="CASCADE",
         ),
         Index(None, "owner_id", "document_id", "position"),
-        Index("ix_chunks_terms", "terms", postgresql_using="gin"),
+        Index(
+            "ix_chunks_terms",
+            "terms",
+            postgresql_using="gin",
+            postgresql_with={"gin_pending_list_limit": 256},
+        ),
     )
 
     owner_id: Mapped[str] = mapped_column(primary_key=True)

@@ -73,7 +73,13 @@ ALTER TABLE {quoted}.chunks
 """
     )
     op.create_index(
-        op.f("ix_chunks_terms"), "chunks", ["terms"], schema=schema, postgresql_using="gin"
+        op.f("ix_chunks_terms"),
+        "chunks",
+        ["terms"],
+        schema=schema,
+        postgresql_using="gin",
+        # Kilobytes of new entries that wait to be sorted in: each search reads them all.
+        postgresql_with={"gin_pending_list_limit": 256},
     )
     replace_statistics(
         schema, sa.Column("term", sa.BigInteger(), autoincrement=False, nullable=False)
