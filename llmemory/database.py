@@ -7,11 +7,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import anyio
 import anyio.to_thread
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.pool import NullPool
 
@@ -19,9 +20,10 @@ from llmemory.drivers import create_engine, translated_errors
 from llmemory.errors import ClosedError, ConfigurationError
 from llmemory.settings import Settings
 
-__all__ = ["Database", "Session"]
+__all__ = ["Database", "Session", "run_in_transaction"]
 
 T = TypeVar("T")
+Arguments = ParamSpec("Arguments")
 
 Session: TypeAlias = AsyncSession | AsyncConnection
 """What callers pass as ``session`` to have a call join their transaction."""
@@ -188,6 +190,28 @@ class Database:
         release, self._release_server = self._release_server, None
         if release is not None:
             await anyio.to_thread.run_sync(release)
+
+
+def run_in_transaction(
+    settings: Settings,
+    work: Callable[Concatenate[Connection, Arguments], T],
+    *args: Arguments.args,
+    **kwargs: Arguments.kwargs,
+) -> T:
+    """Return what `work` returns, called with a connection in a transaction of its own.
+
+    For commands: it runs an event loop until the work is done.
+    """
+
+    async def run() -> T:
+        database = Database(settings)
+        try:
+            async with database.transaction() as connection:
+                return await connection.run_sync(work, *args, **kwargs)
+        finally:
+            await database.close()
+
+    return asyncio.run(run())
 
 
 @asynccontextmanager

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
-
 from cyclopts import App
 
 from llmemory.cli.running import GivenSettings
 from llmemory.cli.terminal import confirmed, output, remarks
 from llmemory.settings import Settings
 
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
 # SQLAlchemy and Alembic are imported by the commands: --help need not wait for them.
 
 __all__ = ["app"]
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 
 app = App(name="db", help="Migrate the tables, and look at their revision.")
 
@@ -34,8 +24,9 @@ def upgrade(revision: str = "head", /, *, settings: GivenSettings) -> None:
         settings: What the global options and the environment say.
     """
     from llmemory import migrate
+    from llmemory.database import run_in_transaction
 
-    _in_transaction(settings, migrate.upgrade, settings.schema_name, revision)
+    run_in_transaction(settings, migrate.upgrade, settings.schema_name, revision)
     _print_revision(settings)
 
 
@@ -49,6 +40,7 @@ def downgrade(revision: str, /, *, yes: bool = False, settings: GivenSettings) -
         settings: What the global options and the environment say.
     """
     from llmemory import migrate
+    from llmemory.database import run_in_transaction
 
     question = (
         f'Drop all documents in schema "{settings.schema_name}"?'
@@ -59,7 +51,7 @@ def downgrade(revision: str, /, *, yes: bool = False, settings: GivenSettings) -
     if not yes and not confirmed(question):
         remarks.print("Nothing was changed; --yes goes ahead without asking.")
         return 1
-    _in_transaction(settings, migrate.downgrade, settings.schema_name, revision)
+    run_in_transaction(settings, migrate.downgrade, settings.schema_name, revision)
     _print_revision(settings)
     return 0
 
@@ -74,8 +66,9 @@ def current(*, settings: GivenSettings) -> None:
 def check(*, settings: GivenSettings) -> None:
     """Check that server, pgvector and tables are what this version needs; exit code 1 if not."""
     from llmemory import migrate
+    from llmemory.database import run_in_transaction
 
-    _in_transaction(settings, migrate.check, settings.schema_name)
+    run_in_transaction(settings, migrate.check, settings.schema_name)
     output.print(f'Schema "{settings.schema_name}" is what this version needs.', soft_wrap=True)
 
 
@@ -94,27 +87,8 @@ def sql(revision: str = "head", /, *, settings: GivenSettings) -> None:
 
 def _print_revision(settings: Settings) -> None:
     from llmemory import migrate
+    from llmemory.database import run_in_transaction
 
-    found = _in_transaction(settings, migrate.revision_of, settings.schema_name)
+    found = run_in_transaction(settings, migrate.revision_of, settings.schema_name)
     state = {None: "no tables", migrate.HEAD: f"{found} (head)"}.get(found, found)
     output.print(f"{settings.schema_name}: {state}", soft_wrap=True)
-
-
-def _in_transaction(
-    settings: Settings,
-    work: Callable[Concatenate[Connection, Arguments], Result],
-    *args: Arguments.args,
-    **kwargs: Arguments.kwargs,
-) -> Result:
-    """Return what `work` returns, called with a connection in a transaction of its own."""
-    from llmemory.database import Database
-
-    async def run() -> Result:
-        database = Database(settings)
-        try:
-            async with database.transaction() as connection:
-                return await connection.run_sync(work, *args, **kwargs)
-        finally:
-            await database.close()
-
-    return asyncio.run(run())
