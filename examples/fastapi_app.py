@@ -2,7 +2,7 @@
 
 Uses the database that LLMEMORY_DATABASE_URL names, or else the embedded server:
 
-    pip install ".[embedded]" fastapi uvicorn
+    pip install ".[embedded,fastapi]" uvicorn
     uvicorn --app-dir examples fastapi_app:app
 
 Check first who calls, and whether they may use the workspace: this example trusts its callers.
@@ -10,67 +10,27 @@ Check first who calls, and whether they may use the workspace: this example trus
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Header, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Header, Response
 from pydantic import BaseModel
 
 from llmemory import (
-    AsyncMemory,
-    ConflictError,
     Document,
     DocumentAddResult,
     DocumentListResult,
-    DocumentNotFoundError,
     DocumentType,
     Health,
-    LLMemoryError,
-    ProviderUnavailable,
     SearchResultWithDocuments,
     SearchType,
-    StorageUnavailable,
-    ValidationError,
 )
+from llmemory.fastapi import MemoryDependency, install_error_handlers, memory_lifespan
 
-STATUS_OF_ERRORS: list[tuple[type[LLMemoryError], int]] = [
-    (ValidationError, 422),
-    (DocumentNotFoundError, 404),
-    (ConflictError, 409),
-    (StorageUnavailable, 503),
-    (ProviderUnavailable, 503),
-]
+app = FastAPI(title="Documents", lifespan=memory_lifespan())
+install_error_handlers(app)
 
-
-@asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    async with AsyncMemory() as memory:
-        app.state.memory = memory
-        yield
-
-
-app = FastAPI(title="Documents", lifespan=lifespan)
-
-
-def memory_of(request: Request) -> AsyncMemory:
-    memory: AsyncMemory = request.app.state.memory
-    return memory
-
-
-MemoryDependency = Annotated[AsyncMemory, Depends(memory_of)]
 UserId = Annotated[str, Header(alias="X-User-Id")]
-
-
-@app.exception_handler(LLMemoryError)
-async def answer_error(request: Request, error: LLMemoryError) -> JSONResponse:
-    for kind, status in STATUS_OF_ERRORS:
-        if isinstance(error, kind):
-            return JSONResponse({"detail": str(error)}, status)
-    # What is left is a matter of the set-up, and its message nothing for callers.
-    raise error
 
 
 class DocumentBody(BaseModel):
