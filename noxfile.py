@@ -82,11 +82,11 @@ def package(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[0])
 def lowest(session: nox.Session) -> None:
-    """Migrate, add and search with the oldest dependencies that pyproject.toml allows."""
+    """Migrate and serve with the oldest dependencies that pyproject.toml allows."""
     constraints = Path(session.create_tmp()) / "lowest.txt"
     constraints.write_text("\n".join(lowest_versions()))
     install(session, "test", "--constraint", str(constraints))
-    run_tests(session, "unit", "migrations")
+    run_tests(session, "unit", "migrations", "frameworks")
 
 
 @nox.session
@@ -108,7 +108,7 @@ def unit(session: nox.Session) -> None:
 def integration(session: nox.Session, sqlalchemy: str) -> None:
     """Run the library against a server, with both lines of SQLAlchemy."""
     install(session, "test", f"sqlalchemy=={sqlalchemy}.*")
-    run_tests(session, "integration")
+    run_tests(session, "integration", "frameworks")
 
 
 @nox.session(default=False)
@@ -120,7 +120,10 @@ def bench(session: nox.Session) -> None:
 
 
 def install(
-    session: nox.Session, group: str, *others: str, extras: str = "[embedded,cli,openai]"
+    session: nox.Session,
+    group: str,
+    *others: str,
+    extras: str = "[embedded,cli,openai,flask,fastapi,django]",
 ) -> None:
     """Install the clone in development mode with a dependency group."""
     requirements = dependency_groups(PYPROJECT, group)

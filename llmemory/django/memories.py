@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from llmemory.core import AsyncMemory
 from llmemory.django.configuration import arguments_from, configured_values
@@ -15,28 +15,29 @@ T = TypeVar("T", bound=Memory | AsyncMemory)
 
 
 class _Configured(Generic[T]):
-    """One memory, replaced when the settings say something else than when it was made.
+    """A memory for each state that the settings were in; in production that is one.
 
-    So it follows Django's test runner to the test database, which no signal tells of, and
-    ``override_settings``. A memory that was replaced closes when nobody holds it any more.
+    While Django's tests run, the database is renamed, which no signal tells of, and
+    ``override_settings`` changes things for a moment. So the settings are read at every call.
     """
 
     def __init__(self, make: Callable[..., T]) -> None:
         self._make = make
-        self._current: tuple[dict[str, Any], T] | None = None
+        self._made: dict[str, T] = {}
 
     def get(self) -> T:
         values = configured_values()
-        current = self._current
-        if current is None or current[0] != values:
-            # No lock, which a fork could inherit locked: at worst two threads make one each at
-            # first, and nothing is connected yet.
-            self._current = current = (values, self._make(**arguments_from(values)))
-        return current[1]
+        key = repr(sorted(values.items()))
+        memory = self._made.get(key)
+        if memory is None:
+            # No lock, which a fork could inherit locked: of two threads one wins, and nothing is
+            # connected yet.
+            memory = self._made.setdefault(key, self._make(**arguments_from(values)))
+        return memory
 
-    def forget(self) -> T | None:
-        current, self._current = self._current, None
-        return None if current is None else current[1]
+    def forget(self) -> list[T]:
+        made, self._made = self._made, {}
+        return list(made.values())
 
 
 _blocking = _Configured(Memory)
@@ -65,11 +66,10 @@ def get_async_memory() -> AsyncMemory:
 
 
 def close_memories() -> None:
-    """Close the connections of the blocking memory, and start anew with the next ``get_...``.
+    """Close the connections of the blocking memory; the next ``get_memory`` makes a new one.
 
-    The asynchronous memory is dropped; its connections close with their event loop.
+    The asynchronous memory is dropped too; its connections close with their event loop.
     """
     _asynchronous.forget()
-    memory = _blocking.forget()
-    if memory is not None:
+    for memory in _blocking.forget():
         memory.close()

@@ -48,7 +48,16 @@ def test_importing_needs_no_extra_and_no_migration_tool() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     ).stdout
     extras = {"cyclopts", "rich", "tokenizers", "safetensors", "platformdirs", "wordllama"}
-    assert not (extras | {"alembic"}) & set(output.split())
+    frameworks = {"django", "fastapi", "flask", "starlette"}
+    assert not (extras | frameworks | {"alembic"}) & set(output.split())
+
+
+@pytest.mark.parametrize("extra", ["django", "fastapi", "flask"])
+def test_a_missing_extra_is_named(extra: str) -> None:
+    script = f"import sys; sys.modules[{extra!r}] = None; import llmemory.{extra}"
+    failed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    message = f'llmemory.{extra} needs an extra that is not installed: `pip install ".[{extra}]"`.'
+    assert failed.stderr.splitlines()[-1] == f"ImportError: {message}"
 
 
 def error_classes(base: type[Exception] = errors.LLMemoryError) -> Iterator[type[Exception]]:
