@@ -8,9 +8,6 @@ command must exist.
 
 from __future__ import annotations
 
-import ast
-import asyncio
-import inspect
 import re
 import shlex
 import shutil
@@ -20,12 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sybil import Document, Example
-from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
 REPOSITORY = Path(__file__).parents[2]
 README = REPOSITORY / "README.md"
 PAGES = [README, *sorted((REPOSITORY / "docs").rglob("*.md"))]
+RUN_PAGE = Path(__file__).parent / "run_page.py"
 TEST_COMMAND = "pip install nox && nox"
 
 
@@ -45,22 +41,10 @@ def test_python(
     page: Path, database_url: str, copies: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLMEMORY_DATABASE_URL", database_url)
-    with asyncio.Runner() as runner:
-
-        def evaluate(example: Example) -> None:
-            source = "\n" * (example.line + example.parsed.line_offset) + example.parsed
-            code = compile(
-                source, example.path, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True
-            )
-            result = eval(code, example.namespace)
-            if inspect.iscoroutine(result):
-                runner.run(result)
-
-        parsers = (CodeBlockParser("python", evaluate), SkipParser())
-        document = Document.parse(str(page), *parsers)
-        document.namespace["__name__"] = "__main__"
-        for example in document.examples():
-            example.evaluate()
+    done = subprocess.run(
+        [sys.executable, "-W", "error", RUN_PAGE, page], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
 def test_commands_exist() -> None:
@@ -82,7 +66,7 @@ def test_ci_runs_the_test_command_of_readme() -> None:
 def commands_in(text: str) -> Iterator[tuple[str, ...]]:
     """Yield the command words of each ``llmemory ...`` in the shell blocks of `text`."""
     for block in re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-        for line in re.findall(r"\bllmemory (?=[a-z])[^\n&|;]*", block):
+        for line in re.findall(r"(?:^|&& )(llmemory [a-z][^\n&|;]*)", block, re.MULTILINE):
             words = shlex.split(line, comments=True)[1:]
             # db is the one command with commands of its own.
             yield tuple(words[: 2 if words[0] == "db" else 1])
