@@ -30,7 +30,7 @@ DATABASES = {
         "ENGINE": "django.db.backends.postgresql",
         "OPTIONS": {"service": "documents", "server_side_binding": True},
     },
-    "nameless": {"ENGINE": "django.db.backends.postgresql"},
+    "overlong": {"ENGINE": "django.db.backends.postgresql", "NAME": 64 * "x"},
     "notes": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"},
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
