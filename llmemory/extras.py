@@ -18,7 +18,7 @@ def importing(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != extra:
+        if error.name != extra:
             raise
         raise ImportError(
             f'llmemory.{extra} needs an extra that is not installed: `pip install ".[{extra}]"`.',

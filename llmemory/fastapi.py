@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from llmemory.core import AsyncMemory
 from llmemory.errors import ConfigurationError
@@ -23,11 +23,15 @@ from llmemory.extras import importing
 from llmemory.web import ANSWERED, answer_to
 
 with importing("fastapi"):
-    from fastapi import Depends, FastAPI
+    from fastapi import Depends, FastAPI, status
     from fastapi.requests import HTTPConnection
     from fastapi.responses import JSONResponse
+    from fastapi.websockets import WebSocket, WebSocketState
 
 __all__ = ["MemoryDependency", "get_memory", "install_error_handlers", "memory_lifespan"]
+
+_ACCEPTED = WebSocketState.CONNECTED
+_CLOSE_CODES = {status.HTTP_503_SERVICE_UNAVAILABLE: status.WS_1013_TRY_AGAIN_LATER}
 
 
 def memory_lifespan(
@@ -79,12 +83,18 @@ def install_error_handlers(app: FastAPI) -> None:
 
     ValidationError becomes 422, DocumentNotFoundError 404, ConflictError 409, StorageUnavailable
     and ProviderUnavailable 503 with ``Retry-After``. Other errors stay unhandled: a status 500,
-    and a traceback in the server's log.
+    and a traceback in the server's log. A WebSocket that was accepted is closed instead, with the
+    detail as its reason.
     """
     for kind in ANSWERED:
         app.add_exception_handler(kind, _answer)
 
 
-async def _answer(connection: HTTPConnection, error: Exception) -> JSONResponse:
+async def _answer(connection: HTTPConnection, error: Exception) -> Any:
     answer = answer_to(error)
+    if isinstance(connection, WebSocket) and connection.application_state is _ACCEPTED:
+        code = _CLOSE_CODES.get(answer.status, status.WS_1008_POLICY_VIOLATION)
+        # A close frame has room for so many bytes.
+        await connection.close(code, answer.body["detail"].encode()[:123].decode(errors="ignore"))
+        return None
     return JSONResponse(answer.body, answer.status, answer.headers)

@@ -6,10 +6,15 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
-from fastapi import FastAPI, WebSocket
+from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from fastapi.testclient import TestClient
 
-from llmemory import AsyncMemory, ConfigurationError, HashEmbedder, StorageUnavailable
+from llmemory import (
+    AsyncMemory,
+    ConfigurationError,
+    HashEmbedder,
+    StorageUnavailable,
+)
 from llmemory.fastapi import (
     MemoryDependency,
     get_memory,
@@ -76,6 +81,21 @@ def test_a_websocket_has_the_memory_too(client: TestClient) -> None:
     with client.websocket_connect("/acme") as socket:
         socket.send_text("leave")
         assert socket.receive_json() == ["Staff have leave."]
+
+
+def test_an_error_closes_a_websocket(app: FastAPI, client: TestClient) -> None:
+    with client.websocket_connect("/acme") as socket:
+        socket.send_text(" ")
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_json()
+    assert (closed.value.code, "query_text" in closed.value.reason) == (1008, True)
+
+    app.dependency_overrides[get_memory] = lambda: AsyncMemory(NOWHERE, embedder=HashEmbedder())
+    with client.websocket_connect("/acme") as socket:
+        socket.send_text("leave")
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_json()
+    assert closed.value.code == 1013
 
 
 def test_an_application_may_start_again(app: FastAPI) -> None:
