@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from llmemory import AsyncMemory, ConfigurationError, Memory
 from llmemory.django import close_memories, get_async_memory, get_memory
+from llmemory.migrate import HEAD
 
 NOWHERE = "postgresql://nobody:hunter2@127.0.0.1:1/nothing"
 ABSENT = "00000000-0000-0000-0000-000000000000"
@@ -120,7 +121,7 @@ class MemoryTests(TestCase):
             with pytest.raises(CommandError, match="has no tables yet"):
                 call_command("llmemory", "status", stdout=StringIO())
             call_command("llmemory", "upgrade", stdout=(output := StringIO()))
-            assert output.getvalue() == 'Schema "fresh" is at revision 0001.\n'
+            assert output.getvalue() == f'Schema "fresh" is at revision {HEAD}.\n'
             call_command("llmemory", "status", stdout=(output := StringIO()))
             assert json.loads(output.getvalue())["healthy"]
         with llmemory(DATABASE_URL=NOWHERE), pytest.raises(CommandError, match="reached"):
