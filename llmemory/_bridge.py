@@ -1,8 +1,7 @@
 """One event loop in one thread per process, where blocking callers have their coroutines run.
 
-The thread runs a single coroutine that holds an anyio BlockingPortal, so that everything is
-entered and left in one task. It is made at the first call, again in a process that was forked,
-and stopped when the interpreter exits.
+The thread is made at the first call, again in a process that was forked, and stopped when the
+interpreter exits.
 """
 
 from __future__ import annotations
@@ -12,11 +11,14 @@ import atexit
 import os
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
-from typing import TypeVar
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
 
-from anyio.from_thread import BlockingPortal
+import anyio
 
+from llmemory._threads import prepare, start_thread, wait
 from llmemory.errors import ClosedError
 
 __all__ = ["Bridge", "bridge"]
@@ -31,17 +33,19 @@ class Bridge:
 
     def __init__(self) -> None:
         self._pid = os.getpid()
-        self._started: Future[BlockingPortal] = Future()
-        # A daemon, and so are anyio's worker threads that it starts: the interpreter would wait
-        # for them before it runs the exit handler that stops them.
-        self._thread = threading.Thread(target=self._run, name="llmemory", daemon=True)
-        self._thread.start()
-        self._portal = self._started.result()
+        self._started: Future[asyncio.AbstractEventLoop] = Future()
+        self._ended: Future[None] = Future()
+        self._stop_requested = asyncio.Event()
+        # What cancels each call: its task, and its scope from when that is entered.
+        self._running: dict[Future[Any], asyncio.Task[Any] | anyio.CancelScope] = {}
+        # Exit waits neither for it nor for the worker threads that it starts, or the handler that
+        # stops them would never run.
+        start_thread(self._run, "llmemory")
 
     @property
     def is_usable(self) -> bool:
         """Whether it belongs to this process and runs."""
-        return self._pid == os.getpid() and self._thread.is_alive()
+        return self._pid == os.getpid() and not self._ended.done()
 
     def call(self, function: Callable[[], Awaitable[Result]]) -> Result:
         """Run a coroutine in the loop and wait for its result.
@@ -49,57 +53,81 @@ class Bridge:
         Interrupted by Ctrl-C or another exception, the coroutine is cancelled and waited for, so
         that its connection is back in the pool.
         """
-        if threading.current_thread() is self._thread:
+        loop = wait(self._started)
+        if threading.get_ident() == self._ident:
             raise RuntimeError("a blocking call within the loop that would have to run it")
-        begun, ended = threading.Event(), threading.Event()
-
-        async def run() -> Result:
-            begun.set()
-            try:
-                return await function()
-            finally:
-                ended.set()
-
-        future = self._portal.start_task_soon(run)
+        future: Future[Result] = Future()
         try:
-            return future.result()
+            loop.call_soon_threadsafe(self._begin, function, future)
+            return wait(future)
         except BaseException:
-            if not ended.is_set():
-                # The future is cancelled at once, the task only when the loop comes to it.
-                future.cancel()
-                self._portal.start_task_soon(_nothing).result(STOP_SECONDS)
-                if begun.is_set():
-                    ended.wait(STOP_SECONDS)
+            if not future.done():
+                loop.call_soon_threadsafe(self._cancel, future)
+                with suppress(Exception, CancelledError):
+                    wait(future, STOP_SECONDS)
             raise
 
     def stop(self) -> None:
         """Cancel what still runs and end the thread. A forked process leaves its parent's alone."""
         if self.is_usable:
-            self._portal.start_task_soon(self._portal.stop, True)
-            self._thread.join(STOP_SECONDS)
+            wait(self._started).call_soon_threadsafe(self._stop_requested.set)
+            with suppress(TimeoutError):
+                wait(self._ended, STOP_SECONDS)
 
     def _run(self) -> None:
+        self._ident = threading.get_ident()
         try:
             asyncio.run(self._serve())
         except BaseException as error:
-            if not self._started.done():
-                self._started.set_exception(error)
-            else:
+            if self._started.done():
                 raise
+            self._started.set_exception(error)
+        finally:
+            self._ended.set_result(None)
 
     async def _serve(self) -> None:
-        async with BlockingPortal() as portal:
-            self._started.set_result(portal)
-            await portal.sleep_until_stopped()
+        loop = asyncio.get_running_loop()
+        prepare(loop)
+        self._started.set_result(loop)
+        await self._stop_requested.wait()
+        for running in list(self._running.values()):
+            running.cancel()
+        # Before this task ends, as anyio's worker threads end with it.
+        ended = map(asyncio.wrap_future, self._running)
+        await asyncio.gather(*ended, return_exceptions=True)
 
+    def _begin(self, function: Callable[[], Awaitable[Any]], future: Future[Any]) -> None:
+        task = asyncio.ensure_future(self._run_call(function, future))
+        self._running[future] = task
+        task.add_done_callback(partial(self._finish, future))
 
-async def _nothing() -> None:
-    """Give the loop a turn."""
+    async def _run_call(
+        self, function: Callable[[], Awaitable[Result]], future: Future[Result]
+    ) -> Result:
+        # Cancelled through a scope, the coroutine can shield what gives its connection back.
+        with anyio.CancelScope() as scope:
+            self._running[future] = scope
+            return await function()
+        raise asyncio.CancelledError
+
+    def _finish(self, future: Future[Any], task: asyncio.Task[Any]) -> None:
+        del self._running[future]
+        if task.cancelled():
+            future.cancel()
+        elif (error := task.exception()) is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(task.result())
+
+    def _cancel(self, future: Future[Any]) -> None:
+        if (running := self._running.get(future)) is not None:
+            running.cancel()
 
 
 _current: Bridge | None = None
 _lock = threading.Lock()
 _has_exited = False
+_inherited: list[Bridge] = []
 
 
 def bridge() -> Bridge:
@@ -123,6 +151,9 @@ def bridge() -> Bridge:
 def _forget_parent() -> None:
     # The parent's thread does not exist here, and a lock that it held would stay locked.
     global _current, _lock
+    if _current is not None:
+        # Collected, its unfinished tasks would complain.
+        _inherited.append(_current)
     _current = None
     _lock = threading.Lock()
 
