@@ -111,6 +111,15 @@ def integration(session: nox.Session, sqlalchemy: str) -> None:
     run_tests(session, "integration", "frameworks")
 
 
+@nox.session
+def servers(session: nox.Session) -> None:
+    """Run the library in real servers: gunicorn, uWSGI, Celery, uvicorn, Django's own."""
+    install(session, "servers")
+    session.run("pytest", "tests/servers", "-m", "not alone", *session.posargs)
+    if not session.posargs:
+        session.run("pytest", "tests/servers", "-m", "alone")
+
+
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Run the benchmarks: all, or the files named behind ``--``."""
