@@ -7,15 +7,16 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
     Awaitable,
     Callable,
+    Generator,
     Iterable,
     Mapping,
     Sequence,
 )
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, TypeAlias
@@ -225,8 +226,9 @@ class Writer:
 
         if session is not None:
             # One transaction is one connection: its statements cannot overlap.
-            async for batch in self._batches(documents):
-                await commit(await self._prepare(batch, embed, session))
+            async with aclosing(self._batches(documents)) as batches:
+                async for batch in batches:
+                    await commit(await self._prepare(batch, embed, session))
             return results
         await self._pipeline(documents, embed, commit)
         return results
@@ -246,15 +248,16 @@ class Writer:
             before: frozenset[Key] = frozenset()
             # The consumer has failed, and its error is the one to tell.
             with send, suppress(anyio.BrokenResourceError):
-                async for batch in self._batches(documents):
-                    keys = frozenset(filter(None, map(_key, batch)))
-                    if keys & before:
-                        # Looking for what is stored would miss what is being written.
-                        await is_idle.wait()
-                    prepared = await self._prepare(batch, embed, None)
-                    is_idle = anyio.Event()
-                    await send.send(prepared)
-                    before = keys
+                async with aclosing(self._batches(documents)) as batches:
+                    async for batch in batches:
+                        keys = frozenset(filter(None, map(_key, batch)))
+                        if keys & before:
+                            # Looking for what is stored would miss what is being written.
+                            await is_idle.wait()
+                        prepared = await self._prepare(batch, embed, None)
+                        is_idle = anyio.Event()
+                        await send.send(prepared)
+                        before = keys
 
         try:
             async with anyio.create_task_group() as tasks:
@@ -270,27 +273,28 @@ class Writer:
             error = _first(group)
             raise error from error.__cause__
 
-    async def _batches(self, documents: Documents) -> AsyncIterator[list[CheckedDocument]]:
+    async def _batches(self, documents: Documents) -> AsyncGenerator[list[CheckedDocument]]:
         """Yield batches of bounded size, none with one key twice."""
         batch: list[CheckedDocument] = []
         keys: set[Key] = set()
         characters = 0
         index = 0
-        async for document in _asynchronous(documents):
-            checked = await self.check(document, index)
-            index += 1
-            key = _key(checked)
-            if batch and (
-                key in keys
-                or len(batch) >= BATCH_DOCUMENTS
-                or characters + len(checked.content) > BATCH_CHARACTERS
-            ):
-                yield batch
-                batch, keys, characters = [], set(), 0
-            batch.append(checked)
-            characters += len(checked.content)
-            if key is not None:
-                keys.add(key)
+        async with aclosing(_asynchronous(documents)) as items:
+            async for document in items:
+                checked = await self.check(document, index)
+                index += 1
+                key = _key(checked)
+                if batch and (
+                    key in keys
+                    or len(batch) >= BATCH_DOCUMENTS
+                    or characters + len(checked.content) > BATCH_CHARACTERS
+                ):
+                    yield batch
+                    batch, keys, characters = [], set(), 0
+                batch.append(checked)
+                characters += len(checked.content)
+                if key is not None:
+                    keys.add(key)
         if batch:
             yield batch
 
@@ -449,7 +453,13 @@ def _first(group: BaseExceptionGroup[Any]) -> BaseException:
 
 async def _asynchronous(
     documents: Documents,
-) -> AsyncIterator[NewDocument | Mapping[str, Any]]:
+) -> AsyncGenerator[NewDocument | Mapping[str, Any]]:
+    """Yield the documents one by one; a generator that is left half-read is closed."""
+    if isinstance(documents, AsyncGenerator):
+        async with aclosing(documents):
+            async for document in documents:
+                yield document
+        return
     if isinstance(documents, AsyncIterable):
         async for document in documents:
             yield document
@@ -466,6 +476,11 @@ async def _asynchronous(
         return
     # The caller's own code may read files or a database: a worker thread runs it.
     iterator = iter(documents)
-    while taken := await anyio.to_thread.run_sync(list, islice(iterator, ITEMS_A_TURN)):
-        for document in taken:
-            yield document
+    try:
+        while taken := await anyio.to_thread.run_sync(list, islice(iterator, ITEMS_A_TURN)):
+            for document in taken:
+                yield document
+    finally:
+        if isinstance(iterator, Generator):
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(iterator.close)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -66,6 +66,38 @@ def test_an_iterable_may_use_the_memory_itself(blocking_memory: Memory) -> None:
             yield {"owner_id": "acme", "document_name": str(number), "content": "Text."}
 
     assert len(blocking_memory.add_documents(documents())) == 3
+
+
+def test_an_iterable_abandoned_half_way_is_closed(blocking_memory: Memory) -> None:
+    closed: list[bool] = []
+
+    def documents() -> Iterator[dict[str, Any]]:
+        try:
+            for number in range(100_000):
+                name = "" if number == 700 else str(number)
+                yield {"owner_id": "acme", "document_name": name, "content": "Text."}
+        finally:
+            closed.append(True)
+
+    with pytest.raises(ValidationError):
+        blocking_memory.add_documents(documents())
+    assert closed == [True]
+
+
+def test_an_async_iterable_abandoned_half_way_is_closed(blocking_memory: Memory) -> None:
+    closed: list[bool] = []
+
+    async def documents() -> AsyncIterator[dict[str, Any]]:
+        try:
+            for number in range(100_000):
+                name = "" if number == 700 else str(number)
+                yield {"owner_id": "acme", "document_name": name, "content": "Text."}
+        finally:
+            closed.append(True)
+
+    with pytest.raises(ValidationError):
+        blocking_memory.add_documents(documents())
+    assert closed == [True]
 
 
 def test_many_threads_share_one_memory(blocking_memory: Memory) -> None:

@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Protocol
 
 import pytest
 
-from llmemory import AsyncMemory, HashEmbedder
+from llmemory import AsyncMemory, HashEmbedder, _bridge
+from llmemory import memory as blocking
 
 
 class MakeMemory(Protocol):
     """What the fixture ``make_memory`` is."""
 
     def __call__(self, url: str | None = None, **options: Any) -> AsyncMemory: ...
+
+
+ENDING_S = 10.0
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Check after every test that no thread but the one bridge is left, and no connection taken."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + ENDING_S
+    while (left := _threads_of_tests() - before) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not left, f"threads that still run: {left}"
+    held = [connections_in_use(core) for core in list(blocking._cores)]
+    assert not any(held), f"connections still checked out, by memory: {held}"
+
+
+def _threads_of_tests() -> set[threading.Thread]:
+    """Return what runs besides the bridge, its worker threads and those that look up hosts."""
+    threads = set(threading.enumerate())
+    if (bridge := _bridge._current) is None:
+        return threads
+    loop = bridge._started.result()
+    bridges = [thread for thread in threads if thread.name == "llmemory"]
+    lookups = getattr(getattr(loop, "_default_executor", None), "_threads", ())
+    workers = [thread for thread in threads if getattr(thread, "loop", None) is loop]
+    return threads.difference(bridges[:1], lookups, workers)
 
 
 @pytest.fixture(scope="session")

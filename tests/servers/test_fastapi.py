@@ -27,7 +27,8 @@ def test_uvicorn(database_url: str, tmp_path: Path) -> None:
 @pytest.mark.alone
 def test_fifty_clients_do_not_hold_up_the_loop(database_url: str, tmp_path: Path) -> None:
     port = free_port()
-    command = [BIN / "uvicorn", "--port", str(port), "--log-level", "warning", "fastapi_app:app"]
+    command = [BIN / "uvicorn", "--port", str(port), "--log-level", "warning"]
+    command += ["--timeout-keep-alive", "60", "fastapi_app:app"]
     with running(
         *command, database_url=database_url, folder=tmp_path, port=port, exit_code=-signal.SIGTERM
     ) as server:
