@@ -115,9 +115,9 @@ def integration(session: nox.Session, sqlalchemy: str) -> None:
 def servers(session: nox.Session) -> None:
     """Run the library in real servers: gunicorn, uWSGI, Celery, uvicorn, Django's own."""
     install(session, "servers")
-    session.run("pytest", "tests/servers", "-m", "not alone", *session.posargs)
+    session.run("pytest", "tests/servers", "--timeout=180", "-m", "not alone", *session.posargs)
     if not session.posargs:
-        session.run("pytest", "tests/servers", "-m", "alone")
+        session.run("pytest", "tests/servers", "--timeout=180", "-m", "alone")
 
 
 @nox.session(default=False)
