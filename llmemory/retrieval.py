@@ -36,7 +36,7 @@ async def run_search(
         request: What is searched.
         space: Space of the vectors.
         embedding: The query's vector, shape ``(dimensions,)``; None for a search by words.
-        candidates: Hits of each arm that give a hybrid search its scale.
+        candidates: Hits of each arm that a hybrid search ranks.
         candidates_by_words: Chunks that the word arm scores, about.
     """
     shape = SearchShape(
@@ -66,8 +66,8 @@ async def run_search(
         values["candidates_by_words"] = candidates_by_words
         if request.language is not None:
             values["language"] = request.language
-    values["candidates"] = candidates
     if request.search_type is SearchType.HYBRID:
+        values["candidates"] = candidates
         values["alpha"] = request.alpha
         values["pool"] = max(candidates, request.limit + request.offset)
     with translated_errors():

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import CTE, ColumnElement, Float, bindparam, func, null, select
+from sqlalchemy import CTE, ColumnElement, Float, Integer, bindparam, case, func, null, select
 
+from llmemory.models import Tables
 from llmemory.statements import AnySelect
+from llmemory.statements.search.shape import SearchShape
+from llmemory.statements.search.vectors import similarity_of
+from llmemory.statements.search.words import lexical_score_of
 from llmemory.types import SearchType
 
 __all__ = ["fused", "single"]
@@ -26,25 +30,37 @@ def single(arm: CTE, search_type: SearchType) -> AnySelect:
     return _found(arm.c.chunk_id, score, arm.c.rank, *values)
 
 
-def fused(vector: CTE, words: CTE) -> AnySelect:
-    """Return the hits of both arms by their relative scores, weighted by ``alpha``.
+def fused(tables: Tables, shape: SearchShape, vector: CTE, words: CTE) -> AnySelect:
+    """Return the hits of both arms by what share of the best hit's value they reach.
 
-    A hit that one arm lacks has 0 there. Source of the method: Bruch et al. 2023, convex
-    combination of scores scaled by their minimum and maximum.
+    The shares are weighted by ``alpha`` for the vector arm. A hit that only one arm found has its
+    value in the other looked up; without that it would fall behind hits that are mediocre in
+    both. What neither arm ranks among its first ``candidates`` has the score 0 and comes last, so
+    that a page deep in the ranking does not change those before it. Source of the method: Bruch
+    et al. 2023, convex combination of normalised scores.
     """
-    alpha = bindparam("alpha", type_=Float)
-    score = alpha * func.coalesce(vector.c.relative, 0.0) + (1 - alpha) * func.coalesce(
-        words.c.relative, 0.0
-    )
+    alpha, candidates = bindparam("alpha", type_=Float), bindparam("candidates", type_=Integer)
+    chunk_id = func.coalesce(vector.c.chunk_id, words.c.chunk_id)
+    similarity = func.coalesce(vector.c.value, similarity_of(tables, shape, chunk_id), 0.0)
+    lexical_score = func.coalesce(words.c.value, lexical_score_of(tables, shape, chunk_id), 0.0)
+    score = alpha * _share(similarity, vector) + (1 - alpha) * _share(lexical_score, words)
+    best_rank = func.least(vector.c.rank, words.c.rank)
     return _found(
-        func.coalesce(vector.c.chunk_id, words.c.chunk_id),
-        score,
-        func.least(vector.c.rank, words.c.rank),
+        chunk_id,
+        case((best_rank > candidates, 0.0), else_=score),
+        best_rank,
         vector.c.value,
         words.c.value,
         vector.c.rank,
         words.c.rank,
     ).select_from(vector.join(words, vector.c.chunk_id == words.c.chunk_id, full=True))
+
+
+def _share(value: ColumnElement[Any], arm: CTE) -> ColumnElement[Any]:
+    """Return which part of the arm's highest value `value` is, 0 to 1."""
+    highest = select(func.max(arm.c.highest, type_=Float)).scalar_subquery()
+    positive = func.nullif(func.greatest(highest, 0.0), 0.0, type_=Float)
+    return func.coalesce(func.greatest(value, 0.0) / positive, 0.0, type_=Float)
 
 
 def _found(*columns: ColumnElement[Any]) -> AnySelect:

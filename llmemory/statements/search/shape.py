@@ -10,10 +10,8 @@ from sqlalchemy import (
     ColumnElement,
     Float,
     FromClause,
-    Integer,
     Text,
     bindparam,
-    case,
     func,
     select,
 )
@@ -57,28 +55,8 @@ def pool(shape: SearchShape) -> ColumnElement[int]:
 
 
 def ranked(hits: AnySelect, name: str) -> CTE:
-    """Add each hit's relative score: 1 for the best value, 0 for that of the last candidate.
-
-    The scale depends on the first ``candidates`` ranks alone, so that it is the same on every
-    page of a search, however many hits the page before needed.
-    """
+    """Add to chunk_id, value and rank of hits the highest value among them."""
     hit = hits.subquery("hits").c
-    candidates = bindparam("candidates", type_=Integer)
-    highest = func.max(hit.value, type_=Float).over()
-    lowest = func.coalesce(
-        func.nth_value(hit.value, candidates, type_=Float).over(
-            order_by=hit.rank, rows=(None, None)
-        ),
-        func.min(hit.value, type_=Float).over(),
-        type_=Float,
-    )
-    scaled = func.coalesce(
-        (hit.value - lowest) / func.nullif(highest - lowest, 0.0, type_=Float), 1.0, type_=Float
-    )
     return select(
-        hit.chunk_id,
-        hit.value,
-        hit.rank,
-        highest.label("highest"),
-        case((hit.rank > candidates, 0.0), else_=scaled).label("relative"),
+        hit.chunk_id, hit.value, hit.rank, func.max(hit.value, type_=Float).over().label("highest")
     ).cte(name)

@@ -24,13 +24,13 @@ def search(tables: Tables, shape: SearchShape) -> AnySelect:
     Binds ``owner``, ``limit``, ``offset`` and the filters; with a vector arm ``space`` and
     ``embedding`` (the vector as text); with a word arm ``query_text`` and ``language`` if given;
     with both ``alpha``, the vector arm's weight, ``pool``, the hits of each arm, and
-    ``candidates``, how many of them give the scale and have a score above 0.
+    ``candidates``, how many of them are ranked.
 
     Served by the key of embeddings (vector arm) and by ``ix_chunks_search_vector`` or the key of
     chunks (word arm), then by the keys of chunks and documents for the hits.
     """
     if shape.search_type is SearchType.HYBRID:
-        found = fused(vector_arm(tables, shape), text_arm(tables, shape))
+        found = fused(tables, shape, vector_arm(tables, shape), text_arm(tables, shape))
     elif shape.search_type is SearchType.VECTOR:
         found = single(vector_arm(tables, shape), shape.search_type)
     else:

@@ -6,6 +6,7 @@ in the index, and its position in the vectors of weights, whose inner product is
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from pgvector.sqlalchemy import SPARSEVEC
@@ -34,13 +35,13 @@ from llmemory.statements.search.narrowing import narrowed
 from llmemory.statements.search.query_terms import query_terms
 from llmemory.statements.search.shape import SearchShape, owner_is, pool, ranked
 
-__all__ = ["text_arm"]
+__all__ = ["lexical_score_of", "text_arm"]
 
 _KEYS = ARRAY(BigInteger)
 
 
 def text_arm(tables: Tables, shape: SearchShape) -> CTE:
-    """Return the chunks with the best words: chunk_id, value (the BM25 score), rank, relative."""
+    """Return the chunks with the best words: chunk_id, value (the BM25 score), rank, highest."""
     candidates = _candidates(tables, shape)
     best = (
         select(candidates.c.chunk_id, candidates.c.lexical_score)
@@ -60,6 +61,24 @@ def text_arm(tables: Tables, shape: SearchShape) -> CTE:
     )
 
 
+def lexical_score_of(
+    tables: Tables, shape: SearchShape, chunk_id: ColumnElement[Any]
+) -> ColumnElement[Any]:
+    """Return a chunk's BM25 score, 0 if it has none of the query's words; by ``pk_chunks``."""
+    chunks = tables.chunks
+    return (
+        select(_score(tables, shape))
+        .where(owner_is(chunks), chunks.c.chunk_id == chunk_id)
+        .scalar_subquery()
+    )
+
+
+def _score(tables: Tables, shape: SearchShape) -> ColumnElement[Any]:
+    weights = select(_query_weights(tables, shape).c.weights).scalar_subquery()
+    # pgvector's operator gives the negative inner product.
+    return type_coerce(-tables.chunks.c.lexical.max_inner_product(weights), Float)
+
+
 def _candidates(tables: Tables, shape: SearchShape) -> CTE:
     """Return scored chunks: those with the query's rarer terms, then some with any of them.
 
@@ -67,15 +86,13 @@ def _candidates(tables: Tables, shape: SearchShape) -> CTE:
     rarest on, until they promise ``candidates_by_words`` chunks; the others only add to scores,
     and make up the number where the rarer ones find fewer.
     """
-    counts = _term_counts(tables, query_terms(tables, shape))
-    weights = select(_query_weights(counts).c.weights).scalar_subquery()
+    counts = _term_counts(tables, shape)
     keys = _keys_by_rarity(counts)
     wanted = bindparam("candidates_by_words", type_=Integer)
     rare = select(keys.c.rare).scalar_subquery()
     every = select(keys.c.every).scalar_subquery()
     chunks = tables.chunks
-    # pgvector's operator gives the negative inner product.
-    score = type_coerce(-chunks.c.lexical.max_inner_product(weights), Float)
+    score = _score(tables, shape)
 
     def scored(condition: ColumnElement[bool], limit: ColumnElement[int]) -> AnySelect:
         statement = select(chunks.c.chunk_id, score.label("lexical_score")).select_from(chunks)
@@ -103,11 +120,13 @@ def _candidates(tables: Tables, shape: SearchShape) -> CTE:
     return select(found).union_all(select(others)).cte("candidates")
 
 
-def _term_counts(tables: Tables, terms: CTE) -> CTE:
+@lru_cache(maxsize=1024)
+def _term_counts(tables: Tables, shape: SearchShape) -> CTE:
     """Return the query's terms with chunk_count, how many chunks have each, and total.
 
     A large owner's common terms are counted now and then, all others here and now.
     """
+    terms = query_terms(tables, shape)
     chunks, statistics = tables.chunks, tables.lexical_statistics
 
     def known(term: ColumnElement[Any]) -> AnySelect:
@@ -167,8 +186,10 @@ def _keys_by_rarity(counts: CTE) -> CTE:
     )
 
 
-def _query_weights(counts: CTE) -> CTE:
+@lru_cache(maxsize=1024)
+def _query_weights(tables: Tables, shape: SearchShape) -> CTE:
     """Return one row: the query as a sparse vector of BM25's idf at its terms' positions."""
+    counts = _term_counts(tables, shape)
     rarity = func.ln(
         1
         + func.greatest(counts.c.total - counts.c.chunk_count + 0.5, 0.5)
