@@ -22,6 +22,7 @@ from llmemory.errors import (
     SchemaTooNew,
     ValidationError,
 )
+from llmemory.filters import Filters
 from llmemory.health import check_health
 from llmemory.models import tables_for
 from llmemory.queue import Queue
@@ -43,7 +44,6 @@ from llmemory.types import (
     SearchType,
 )
 from llmemory.validation import (
-    Filters,
     checked_document_ids,
     checked_external_ids,
     checked_filters,

@@ -155,6 +155,9 @@ class Settings(BaseSettings):
     max_metadata_depth: int = Field(
         20, ge=1, le=100, description="Deepest nesting of lists and objects in metadata."
     )
+    max_filter_conditions: int = Field(
+        100, ge=1, le=1000, description="Most conditions of one `metadata_filter`."
+    )
     max_name_length: int = Field(
         1000, ge=1, le=10_000, description="Longest document name, in characters."
     )

@@ -19,12 +19,12 @@ from uuid_utils.compat import uuid7
 from llmemory import binary_copy
 from llmemory.drivers import copy_into, translated_errors
 from llmemory.errors import ConflictError
+from llmemory.filters import Filters
 from llmemory.ingestion import DocumentPlan, PlannedChunk, StoredChunk, StoredDocument
 from llmemory.models import Tables
 from llmemory.statements import documents as sql
 from llmemory.statements.filters import parameters, shape_of
 from llmemory.types import Document, DocumentListResult, OwnerStatistics, Vectors
-from llmemory.validation import Filters
 
 __all__ = ["Store"]
 

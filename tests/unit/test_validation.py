@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmemory import DocumentNotFoundError, DocumentType, NewDocument, Settings, ValidationError
+from llmemory.filters import Filters
 from llmemory.validation import (
-    Filters,
     checked_document,
     checked_document_ids,
     checked_filters,

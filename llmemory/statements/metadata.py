@@ -1,0 +1,151 @@
+"""Conditions on a document's metadata: each shape of a filter as SQL.
+
+Every condition is true or false, never NULL, so that "not" is the exact opposite. No cast can fail:
+a text is cast behind a CASE that has looked at its form.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Date,
+    Numeric,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    false,
+    func,
+    literal_column,
+    not_,
+    or_,
+    true,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
+from sqlalchemy.types import TypeEngine
+
+from llmemory.filters import Condition, Group, Kind, Operand
+
+__all__ = ["metadata_condition", "metadata_parameters"]
+
+COMPARED: dict[str, Callable[[Any, Any], ColumnElement[bool]]] = {
+    "=": operator.eq,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+TYPES: dict[Kind, TypeEngine[Any]] = {
+    "number": JSONB(),
+    "text": Text(collation="C"),
+    "decimal": Numeric(),
+    "moment": TIMESTAMP(timezone=True),
+    "day": Date(),
+}
+# Days that exist, and zones less than 16 hours away, as PostgreSQL takes them.
+DATE = (
+    "^(?!0000)([0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])"
+    "|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))"
+    "|([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29)"
+    "([T ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9]([.][0-9]{1,9})?)?"
+    "(Z|[+-](0[0-9]|1[0-5])(:?[0-5][0-9](:?[0-5][0-9])?)?)?)?$"
+)
+ZONE = "[T ].*[Z+-]"
+NUMBER = "^-?[0-9]+([.][0-9]+)?([Ee][+-]?[0-9]{1,3})?$"
+LONGEST_NUMBER = 1000
+
+
+def metadata_condition(
+    metadata: ColumnElement[Any], shape: Condition | Group
+) -> ColumnElement[bool]:
+    """Return `shape` as a condition on the column `metadata`.
+
+    The test "holds" is containment, served by ``ix_documents_metadata``; the others look at the
+    rows that are left.
+    """
+    return _built(metadata, shape, count())
+
+
+def metadata_parameters(operands: tuple[Operand, ...]) -> dict[str, Any]:
+    """Return what is bound to the conditions of a shape, in the order of its tree."""
+    values: dict[str, Any] = {}
+    for number, (path, value) in enumerate(operands):
+        for level, key in enumerate(path):
+            values[f"filter_{number}_key_{level}"] = key
+        if value is not None:
+            values[f"filter_{number}"] = value if isinstance(value, str) else list(value)
+    return values
+
+
+def _built(
+    metadata: ColumnElement[Any], shape: Condition | Group, numbers: Iterator[int]
+) -> ColumnElement[bool]:
+    if isinstance(shape, Condition):
+        return _condition(metadata, shape, f"filter_{next(numbers)}")
+    parts = [_built(metadata, part, numbers) for part in shape.parts]
+    match shape.operator:
+        case "and":
+            return and_(true(), *parts)
+        case "or":
+            return or_(false(), *parts)
+        case "not":
+            return not_(*parts)
+
+
+def _condition(
+    metadata: ColumnElement[Any], condition: Condition, name: str
+) -> ColumnElement[bool]:
+    if condition.test == "holds":
+        return metadata.bool_op("@>")(_bound(name, JSONB(), many=condition.many))
+    # Step by step, since an operator that takes a path would take "0" for a place in a list.
+    value = metadata
+    for level in range(condition.depth):
+        key = cast(bindparam(f"{name}_key_{level}", type_=Text), Text)
+        value = value.op("->", return_type=JSONB())(key)
+    match condition.test:
+        case "exists":
+            return value.is_not(None)
+        case "missing or null":
+            return func.coalesce(func.jsonb_typeof(value) == "null", true())
+        case "is":
+            found = value == _bound(name, JSONB(), many=condition.many)
+        case comparison:
+            assert condition.kind is not None
+            given = _bound(name, TYPES[condition.kind], many=condition.many)
+            found = COMPARED[comparison](_as_kind(value, condition.kind), given)
+    return func.coalesce(found, false())
+
+
+def _bound(name: str, kind: TypeEngine[Any], *, many: bool) -> ColumnElement[Any]:
+    # As text: a caller's engine may have a JSON codec of its own.
+    if many:
+        return func.any(cast(bindparam(name, type_=ARRAY(Text)), ARRAY(kind)))
+    return cast(bindparam(name, type_=Text), kind)
+
+
+def _as_kind(value: ColumnElement[Any], kind: Kind) -> ColumnElement[Any]:
+    """Return the value as what it is compared as; NULL where it is none."""
+    written = value.op("#>>", return_type=Text())(literal_column("'{}'"))
+    is_text = func.jsonb_typeof(value) == "string"
+    is_number = func.jsonb_typeof(value) == "number"
+    match kind:
+        case "number":
+            return case((is_number, value))
+        case "text":
+            return case((is_text, written.collate("C")))
+        case "decimal":
+            is_short = func.length(written) <= LONGEST_NUMBER
+            is_written_number = and_(is_text, is_short, written.regexp_match(NUMBER))
+            return case((or_(is_number, is_written_number), cast(written, Numeric)))
+        case "moment":
+            is_date = and_(is_text, written.regexp_match(DATE))
+            zoned = case((written.regexp_match(ZONE), written), else_=written + "Z")
+            return case((is_date, cast(zoned, TIMESTAMP(timezone=True))))
+        case "day":
+            return cast(func.timezone("UTC", _as_kind(value, "moment")), Date)
