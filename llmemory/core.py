@@ -341,6 +341,9 @@ class AsyncMemory:
         date_to: Moment | None = None,
         alpha: float | None = None,
         language: str | None = None,
+        min_score: float | None = None,
+        context_window: int = 0,
+        highlight: bool = False,
         session: Session | None = None,
     ) -> list[SearchResult]:
         """Return the owner's passages that fit `query_text` best, best first.
@@ -355,7 +358,8 @@ class AsyncMemory:
             search_type: By meaning, by words, or both.
             limit: Hits wanted, 1 to 1,000. Fewer come back only if fewer match.
             offset: Hits to skip.
-            metadata_filter: Keys and the values they must equal; None means null or missing.
+            metadata_filter: Keys and the values they must equal, None meaning null or missing; or
+                operators, such as ``{"year": {"$gte": 2024}}``.
             document_type: Only documents of this type.
             id_at_origin: Only documents of this origin.
             date_from: Only documents dated then or later; those without a date are left out.
@@ -364,6 +368,10 @@ class AsyncMemory:
                 VECTOR. None takes the settings', else the embedder's.
             language: Language of the query. None analyses it in every language that the owner's
                 documents have.
+            min_score: Only hits with at least this score, 0 to 1. It changes no order or score.
+            context_window: Chunks on each side whose text comes along, as ``context``, 0 to 50.
+            highlight: Whether ``highlight`` of each hit is made: its text as safe HTML, the
+                query's words in ``<mark>``.
             session: Your transaction to read in, with what it has not committed.
 
         Returns:
@@ -383,6 +391,9 @@ class AsyncMemory:
             alpha=self._alpha() if alpha is None else alpha,
             language=language,
             filters=self._filters(metadata_filter, document_type, id_at_origin, date_from, date_to),
+            min_score=min_score,
+            context_window=context_window,
+            highlight=highlight,
             settings=self.settings,
         )
         space = await self._open()
@@ -417,13 +428,16 @@ class AsyncMemory:
         date_to: Moment | None = None,
         alpha: float | None = None,
         language: str | None = None,
+        min_score: float | None = None,
+        context_window: int = 0,
+        highlight: bool = False,
         session: Session | None = None,
     ) -> SearchResultWithDocuments:
         """Search as ``search`` does; return the hits, and the same hits grouped by document.
 
         Returns:
             ``results`` as ``search`` returns them, and ``documents``, the one with the best hit
-            first.
+            first, each with its hits and with their text in ``passages`` that do not overlap.
 
         Raises:
             ValidationError: An argument is out of range.
@@ -444,6 +458,9 @@ class AsyncMemory:
                 date_to=date_to,
                 alpha=alpha,
                 language=language,
+                min_score=min_score,
+                context_window=context_window,
+                highlight=highlight,
                 session=session,
             )
         )

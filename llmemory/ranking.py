@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmemory.types import DocumentHits, SearchResult, SearchResultWithDocuments
+from llmemory.types import DocumentHits, Passage, SearchResult, SearchResultWithDocuments
 
 __all__ = ["grouped"]
 
@@ -25,4 +25,28 @@ def grouped(results: Sequence[SearchResult]) -> SearchResultWithDocuments:
             )
         else:
             hits.results.append(result)
+    for hits in documents.values():
+        hits.passages = _passages(hits.results)
     return SearchResultWithDocuments(results=list(results), documents=list(documents.values()))
+
+
+def _passages(hits: Sequence[SearchResult]) -> list[Passage]:
+    """Return the text of one document's hits in its order, each stretch of it once."""
+    passages: list[Passage] = []
+    for found in sorted(map(_passage, hits), key=lambda passage: passage.start):
+        last = passages[-1] if passages else None
+        if last is None or found.start > last.end:
+            passages.append(found)
+            continue
+        last.content += found.content[last.end - found.start :]
+        last.end = max(last.end, found.end)
+        last.score = max(last.score, found.score)
+    return passages
+
+
+def _passage(hit: SearchResult) -> Passage:
+    if hit.context is None or hit.context_start is None or hit.context_end is None:
+        return Passage(content=hit.content, start=hit.start, end=hit.end, score=hit.score)
+    return Passage(
+        content=hit.context, start=hit.context_start, end=hit.context_end, score=hit.score
+    )

@@ -8,6 +8,7 @@ from sqlalchemy import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from llmemory.drivers import translated_errors
+from llmemory.highlighting import highlighted
 from llmemory.models import Tables
 from llmemory.spaces import Space
 from llmemory.statements.filters import parameters, shape_of
@@ -45,6 +46,9 @@ async def run_search(
         language_given=request.language is not None,
         filters=shape_of(request.filters),
         has_conditions=request.query.has_conditions,
+        min_score=request.min_score is not None,
+        context=request.context_window > 0,
+        highlight=request.highlight,
     )
     values: dict[str, Any] = {
         "owner": request.owner_id,
@@ -55,6 +59,10 @@ async def run_search(
     if embedding is not None:
         values["space"] = space.space_id
         values["embedding"] = _vector_text(embedding)
+    if request.min_score is not None:
+        values["min_score"] = request.min_score
+    if request.context_window:
+        values["context_window"] = request.context_window
     if shape.has_conditions:
         required = enumerate(request.query.required, start=1)
         phrases = [(number, phrase) for number, group in required for phrase in group]
@@ -62,8 +70,9 @@ async def run_search(
         values["phrase_groups"], values["phrases"] = map(list, zip(*phrases, strict=True))
         values["insists"] = not request.query.has_other_words
     if request.search_type is not SearchType.VECTOR:
-        values["query_text"] = request.query.text
         values["candidates_by_words"] = candidates_by_words
+    if request.search_type is not SearchType.VECTOR or request.highlight:
+        values["query_text"] = request.query.text
         if request.language is not None:
             values["language"] = request.language
     if request.search_type is SearchType.HYBRID:
@@ -72,7 +81,7 @@ async def run_search(
         values["pool"] = max(candidates, request.limit + request.offset)
     with translated_errors():
         result = await connection.execute(search(tables, shape), values)
-    return [_result(row) for row in result.mappings()]
+    return [_result(row, request) for row in result.mappings()]
 
 
 def _vector_text(vector: Vectors) -> str:
@@ -80,7 +89,12 @@ def _vector_text(vector: Vectors) -> str:
     return "[" + ",".join(map(str, vector.tolist())) + "]"
 
 
-def _result(row: RowMapping) -> SearchResult:
+def _result(row: RowMapping, request: SearchRequest) -> SearchResult:
+    asked: dict[str, Any] = {}
+    if request.context_window:
+        asked = {name: row[name] for name in ("context", "context_start", "context_end")}
+    if request.highlight:
+        asked["highlight"] = highlighted(row["content"], row["matched_words"] or ())
     return SearchResult(
         chunk_id=str(row["chunk_id"]),
         document_id=str(row["document_id"]),
@@ -101,4 +115,5 @@ def _result(row: RowMapping) -> SearchResult:
         lexical_score=row["lexical_score"],
         vector_rank=row["vector_rank"],
         text_rank=row["text_rank"],
+        **asked,
     )

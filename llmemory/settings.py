@@ -156,7 +156,7 @@ class Settings(BaseSettings):
         20, ge=1, le=100, description="Deepest nesting of lists and objects in metadata."
     )
     max_filter_conditions: int = Field(
-        100, ge=1, le=1000, description="Most conditions of one `metadata_filter`."
+        50, ge=1, le=1000, description="Most conditions of one `metadata_filter`."
     )
     max_name_length: int = Field(
         1000, ge=1, le=10_000, description="Longest document name, in characters."
@@ -171,6 +171,9 @@ class Settings(BaseSettings):
         10_000, ge=1, le=1_000_000, description="Longest query, in characters."
     )
     max_limit: int = Field(1000, ge=1, le=100_000, description="Largest `limit` of a call.")
+    max_context_window: int = Field(
+        50, ge=0, le=10_000, description="Most neighbours on each side that a search gives."
+    )
 
     job_lease_s: float = Field(
         300.0,

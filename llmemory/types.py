@@ -20,6 +20,7 @@ __all__ = [
     "Health",
     "NewDocument",
     "OwnerStatistics",
+    "Passage",
     "Progress",
     "SearchResult",
     "SearchResultWithDocuments",
@@ -179,6 +180,12 @@ class SearchResult(_Value):
         lexical_score: BM25 score, 0 or more; None if the word arm did not find it.
         vector_rank: Rank in the vector arm, from 1.
         text_rank: Rank in the word arm, from 1.
+        context: The passage with its neighbours, as the document has them; None unless
+            ``context_window`` asked for it.
+        context_start: Offset of the context's first character in the document's content.
+        context_end: Offset behind its last character.
+        highlight: The passage as HTML, the query's words in ``<mark>`` and all else escaped; None
+            unless ``highlight`` asked for it.
     """
 
     chunk_id: str
@@ -199,6 +206,26 @@ class SearchResult(_Value):
     lexical_score: float | None
     vector_rank: int | None
     text_rank: int | None
+    context: str | None = None
+    context_start: int | None = None
+    context_end: int | None = None
+    highlight: str | None = None
+
+
+class Passage(_Value):
+    """A stretch of a document that holds one or more hits, with what surrounds them.
+
+    Attributes:
+        content: The document's content from ``start`` to ``end``.
+        start: Offset of its first character in the document's content.
+        end: Offset behind its last character.
+        score: Score of the best hit in it.
+    """
+
+    content: str
+    start: int
+    end: int
+    score: float
 
 
 class DocumentHits(_Value):
@@ -207,6 +234,8 @@ class DocumentHits(_Value):
     Attributes:
         score: Score of its best hit.
         results: Its hits, best first.
+        passages: The same with their context, in the order of the document: hits that overlap or
+            touch are one passage, so that no text is there twice.
     """
 
     document_id: str
@@ -215,6 +244,7 @@ class DocumentHits(_Value):
     metadata: builtins.dict[str, Any]
     score: float
     results: list[SearchResult]
+    passages: list[Passage] = Field(default_factory=list)
 
 
 class SearchResultWithDocuments(_Value):

@@ -79,6 +79,9 @@ class SearchRequest:
     alpha: float
     language: str | None
     filters: Filters
+    min_score: float | None
+    context_window: int
+    highlight: bool
 
 
 def checked_document(
@@ -136,6 +139,9 @@ def checked_search(
     alpha: object,
     language: object,
     filters: Filters,
+    min_score: object,
+    context_window: object,
+    highlight: object,
     settings: Settings,
 ) -> SearchRequest:
     """Return the search if it may be run.
@@ -150,6 +156,12 @@ def checked_search(
         # An arm without weight need not run.
         kind = SearchType.VECTOR if weight == 1.0 else SearchType.TEXT
     text = checked_text(query_text, "query_text", settings.max_query_length)
+    window = _integer(context_window, "context_window")
+    if not 0 <= window <= settings.max_context_window:
+        most = settings.max_context_window
+        refuse("context_window", f"must be 0 to {most} (max_context_window), not {window}")
+    if not isinstance(highlight, bool):
+        refuse("highlight", f"must be True or False, not {type(highlight).__name__}")
     return SearchRequest(
         owner_id=checked_identifier(owner_id, "owner_id", settings),
         query=Query(text) if kind is SearchType.VECTOR else parsed_query(text),
@@ -159,6 +171,9 @@ def checked_search(
         alpha=weight,
         language=_language(language),
         filters=filters,
+        min_score=None if min_score is None else _fraction(min_score, "min_score"),
+        context_window=window,
+        highlight=highlight,
     )
 
 

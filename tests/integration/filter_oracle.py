@@ -129,7 +129,7 @@ def comparable(value: Any, operand: Any) -> tuple[Any, Any]:
         day = (operand - date(1, 1, 1)).days
         return (None, None) if moment is None else (moment // DAY, day)
     if isinstance(operand, Decimal):
-        if isinstance(value, str) and NUMBER.fullmatch(value):
+        if isinstance(value, str) and len(value) <= 1000 and NUMBER.fullmatch(value):
             return Decimal(value), operand
         return (exact(value), operand) if is_number(value) else (None, None)
     if is_number(operand):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from integration.filter_oracle import FILTERS, documents, matches, stored
 from plugins.server import fresh_database, with_driver
 
-from llmemory import HashEmbedder, Memory
+from llmemory import HashEmbedder, Memory, Settings
 
 DOCUMENTS = 300
 # A longer hunt: LLMEMORY_FILTER_EXAMPLES=5000.
@@ -28,7 +28,11 @@ def filled(
     given = documents(DOCUMENTS, seed=7)
     with (
         fresh_database(server_url, template) as url,
-        Memory(with_driver(url, request.param), embedder=HashEmbedder()) as memory,
+        Memory(
+            with_driver(url, request.param),
+            embedder=HashEmbedder(),
+            settings=Settings(max_filter_conditions=1000),
+        ) as memory,
     ):
         memory.add_documents(
             {

@@ -21,11 +21,12 @@ pytestmark = pytest.mark.anyio
 
 OWNERS = 50
 DOCUMENTS = 200
+LARGE = 5000
 
 
 @pytest.fixture(scope="module")
 def filled(server_url: str, template: str) -> Iterator[str]:
-    """A database with 50 owners of 200 documents each, made once for all tests of plans."""
+    """A database with 50 owners of 200 documents and one of 5,000, made once for all tests."""
 
     async def fill(url: str) -> None:
         async with AsyncMemory(url, embedder=HashEmbedder()) as memory:
@@ -40,6 +41,20 @@ def filled(server_url: str, template: str) -> Iterator[str]:
                 }
                 for owner in range(OWNERS)
                 for number in range(DOCUMENTS)
+            )
+            await memory.add_documents(
+                {
+                    "owner_id": "large",
+                    "document_name": str(number),
+                    "content": f"Days of leave number {number}.",
+                    "additional_metadata": {
+                        "number": number,
+                        "tags": [f"tag {number}", "all"],
+                        "place": {"shelf": number},
+                        "kind": "all",
+                    },
+                }
+                for number in range(LARGE)
             )
 
     with fresh_database(server_url, template) as url:
@@ -183,3 +198,39 @@ async def test_the_owners_languages_are_probed(memory: AsyncMemory, plans: Any) 
 async def test_counting_reads_the_owners_rows(memory: AsyncMemory, plans: Any) -> None:
     await memory.get_statistics("owner 7")
     assert not whole_tables(plans())
+
+
+SELECTIVE = [
+    {"number": 5},
+    {"number": {"$eq": 5}},
+    {"number": {"$in": [5, 7, 9]}},
+    {"tags": {"$contains": "tag 5"}},
+    {"tags": {"$contains": ["all", "tag 5"]}},
+    {"place": {"shelf": 5}},
+    {"place": {"shelf": {"$eq": 5}}},
+    {"tags": ["tag 5", "all"]},
+    {"number": 5, "kind": "all"},
+    {"number": 5, "place": {"shelf": {"$gt": 4, "$lt": 6}}},
+    {"$and": [{"kind": {"$ne": "none"}}, {"number": 5}]},
+    {"$or": [{"number": 5}, {"tags": {"$contains": "tag 7"}}, {"place": {"shelf": 9}}]},
+    {"kind": "all", "$or": [{"number": 5}, {"number": {"$in": [7, 9]}}]},
+]
+
+
+@pytest.mark.parametrize("metadata_filter", SELECTIVE, ids=range(len(SELECTIVE)))
+async def test_selective_filters_use_the_index(
+    memory: AsyncMemory, plans: Any, metadata_filter: dict[str, Any]
+) -> None:
+    listed = await memory.list_documents("large", metadata_filter=metadata_filter)
+    assert 1 <= listed.total_count <= 3
+    hits = await memory.search("large", "leave", metadata_filter=metadata_filter)
+    assert len(hits) == listed.total_count
+    assert "ix_documents_metadata" in indexes(plans())
+    assert not whole_tables(plans())
+    assert most_rows(plans(), "documents") <= 100
+
+
+async def test_alternatives_are_looked_up_each(memory: AsyncMemory, plans: Any) -> None:
+    either = {"$or": [{"number": 5}, {"tags": {"$contains": "tag 7"}}]}
+    await memory.list_documents("large", metadata_filter=either)
+    assert "BitmapOr" in {node["Node Type"] for node in plans()}

@@ -20,7 +20,6 @@ from llmemory import (
     SearchResultWithDocuments,
     SearchType,
     Settings,
-    ValidationError,
 )
 
 pytestmark = pytest.mark.anyio
@@ -298,15 +297,6 @@ async def test_hostile_metadata_keys_and_values(make_memory: MakeMemory, driver_
     assert await names(memory, metadata_filter={**everything, "lplain": []}) == []
 
 
-async def test_an_operator_is_refused_until_there_are_operators(memory: AsyncMemory) -> None:
-    await fill(memory, a={"additional_metadata": {"price": 5}})
-    try:
-        found = await names(memory, metadata_filter={"price": {"$gt": 4}})
-    except ValidationError:
-        return
-    assert found == ["a"]
-
-
 @TYPES
 async def test_type_and_origin_filters(memory: AsyncMemory, search_type: SearchType) -> None:
     await fill(
@@ -510,8 +500,22 @@ async def test_a_search_is_one_statement(
             date_from="2025-01-01",
         )
         assert len(sent) == 2
+        await memory.search(
+            "acme",
+            "leave",
+            search_type=search_type,
+            metadata_filter={"$or": [{"secret": {"$gt": "acme"}}, {"a": {"$contains": 1}}]},
+            min_score=0,
+            context_window=3,
+            highlight=True,
+        )
+        assert len(sent) == 3
     assert "acme" not in " ".join(sent)
     assert "leave" not in " ".join(sent)
+    assert "secret" not in " ".join(sent)
+    for asked in ("min_score", "neighbours", "matched_words"):
+        assert asked not in sent[1]
+        assert asked in sent[2]
 
 
 @TYPES

@@ -33,6 +33,9 @@ class SearchShape:
         language_given: Whether the query's language is bound, or the owner's languages are used.
         filters: Conditions on the documents.
         has_conditions: Whether the query's words rule passages out.
+        min_score: Whether hits below a score are left out.
+        context: Whether the text around each hit is read.
+        highlight: Whether the words of each hit that the query has are read.
     """
 
     search_type: SearchType
@@ -40,6 +43,9 @@ class SearchShape:
     language_given: bool
     filters: FilterShape
     has_conditions: bool
+    min_score: bool = False
+    context: bool = False
+    highlight: bool = False
 
 
 def owner_is(table: FromClause) -> ColumnElement[bool]:

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from sqlalchemy import BigInteger, Subquery, and_, bindparam, column, select
+from sqlalchemy import (
+    BigInteger,
+    Float,
+    Integer,
+    Subquery,
+    and_,
+    bindparam,
+    column,
+    func,
+    select,
+    true,
+)
 
 from llmemory.models import Tables
 from llmemory.statements import AnySelect
 from llmemory.statements.search.fusion import fused, single
+from llmemory.statements.search.highlights import matched_words
 from llmemory.statements.search.shape import SearchShape, owner_is
 from llmemory.statements.search.vectors import vector_arm
 from llmemory.statements.search.words import text_arm
@@ -17,17 +29,17 @@ from llmemory.types import SearchType
 __all__ = ["search"]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def search(tables: Tables, shape: SearchShape) -> AnySelect:
     """Return the search of `shape`.
 
     Binds ``owner``, ``limit``, ``offset`` and the filters; with a vector arm ``space`` and
     ``embedding`` (the vector as text); with a word arm ``query_text`` and ``language`` if given;
     with both ``alpha``, the vector arm's weight, ``pool``, the hits of each arm, and
-    ``candidates``, how many of them are ranked.
+    ``candidates``, how many of them are ranked. Where the shape asks for it ``min_score``,
+    ``context_window`` and, for highlights, ``query_text``.
 
-    Served by the key of embeddings (vector arm) and by ``ix_chunks_search_vector`` or the key of
-    chunks (word arm), then by the keys of chunks and documents for the hits.
+    Served by the key of embeddings (vector arm) and by ``ix_chunks_terms`` (word arm), then by the keys of chunks and documents for the hits.
     """
     if shape.search_type is SearchType.HYBRID:
         found = fused(tables, shape, vector_arm(tables, shape), text_arm(tables, shape))
@@ -35,13 +47,21 @@ def search(tables: Tables, shape: SearchShape) -> AnySelect:
         found = single(vector_arm(tables, shape), shape.search_type)
     else:
         found = single(text_arm(tables, shape), shape.search_type)
+    if shape.min_score:
+        hits = found.subquery("hits_of_any_score")
+        found = select(*hits.c).where(hits.c.score >= bindparam("min_score", type_=Float))
     page = (
         found.order_by(column("score").desc(), column("best_rank"), column("chunk_id"))
         .limit(bindparam("limit", type_=BigInteger))
         .offset(bindparam("offset", type_=BigInteger))
         .subquery("page")
     )
-    return with_documents(tables, page)
+    statement = with_documents(tables, page)
+    if shape.context:
+        statement = with_context(tables, statement)
+    if shape.highlight:
+        statement = statement.add_columns(matched_words(tables, shape).label("matched_words"))
+    return statement
 
 
 def with_documents(tables: Tables, page: Subquery) -> AnySelect:
@@ -75,3 +95,27 @@ def with_documents(tables: Tables, page: Subquery) -> AnySelect:
         )
         .order_by(page.c.score.desc(), page.c.best_rank, page.c.chunk_id)
     )
+
+
+def with_context(tables: Tables, statement: AnySelect) -> AnySelect:
+    """Add the text from the first to the last of each hit's neighbours, as the document has it.
+
+    Served by ``ix_chunks_owner_id_document_id_position``.
+    """
+    chunks, neighbours = tables.chunks, tables.chunks.alias("neighbours")
+    window = bindparam("context_window", type_=Integer)
+    around = (
+        select(
+            func.min(neighbours.c.start_offset).label("context_start"),
+            func.max(neighbours.c.end_offset).label("context_end"),
+        )
+        .where(
+            owner_is(neighbours),
+            neighbours.c.document_id == chunks.c.document_id,
+            neighbours.c.position.between(chunks.c.position - window, chunks.c.position + window),
+        )
+        .lateral("around")
+    )
+    start, end = around.c.context_start, around.c.context_end
+    context = func.substr(tables.documents.c.content, start + 1, end - start)
+    return statement.add_columns(start, end, context.label("context")).join(around, true())
