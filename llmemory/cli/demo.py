@@ -52,7 +52,10 @@ def demo(*, settings: GivenSettings) -> int:
         with remarks.status("Opening the database ..."):
             await memory.initialize()
         await add_sources(memory, sources, addition, owner=OWNER)
-        return [await memory.search(OWNER, question, limit=HITS) for question in QUESTIONS]
+        return [
+            await memory.search(OWNER, question, limit=HITS, highlight=True)
+            for question in QUESTIONS
+        ]
 
     answers = with_memory(settings, run)
     for result in addition.results:
@@ -61,7 +64,7 @@ def demo(*, settings: GivenSettings) -> int:
     for question, hits in zip(QUESTIONS, answers, strict=True):
         command = f'llmemory search --owner {OWNER} "{question}"'
         output.print(Text(f"$ {command}\n", style="bold green"), soft_wrap=True)
-        print_hits(hits, query=question, line_limit=EXCERPT_LINES)
+        print_hits(hits, line_limit=EXCERPT_LINES)
     output.print(CLOSING, end="")
     return 1 if addition.failed else 0
 

@@ -51,12 +51,15 @@ def search(
         settings: What the global options and the environment say.
     """
     hits = with_memory(
-        settings, lambda memory: memory.search(owner, query, limit=limit, search_type=search_type)
+        settings,
+        lambda memory: memory.search(
+            owner, query, limit=limit, search_type=search_type, highlight=not json
+        ),
     )
     if json:
         print_json(hits)
     elif hits:
-        print_hits(hits, query=query, line_limit=None if full else EXCERPT_LINES)
+        print_hits(hits, line_limit=None if full else EXCERPT_LINES)
     else:
         remarks.print(f'Nothing found among the documents of owner "{owner}".', soft_wrap=True)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from html import unescape
 from typing import Any
 
 from pydantic import BaseModel
@@ -33,7 +34,7 @@ output = Console(markup=False, highlight=False, emoji=False)
 remarks = Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 READING_WIDTH = 100
-_WORD = re.compile(r"\w{3,}")
+_MARK = re.compile("</?mark>")
 INDENT = "   "
 
 # A document is not ours to trust: its control characters could steer the terminal.
@@ -64,18 +65,16 @@ def print_json(value: BaseModel | Sequence[BaseModel]) -> None:
     sys.stdout.write("\n")
 
 
-def print_hits(hits: Iterable[SearchResult], *, query: str, line_limit: int | None) -> None:
-    """Print hits, best first.
+def print_hits(hits: Iterable[SearchResult], *, line_limit: int | None) -> None:
+    """Print hits, best first, the words that they share with the query in bold.
 
     Args:
-        hits: What a search returned.
-        query: What was searched; longer passages are cut to the lines with most of its words.
-        line_limit: Lines of text to show of each; None shows all.
+        hits: What a search with highlights returned.
+        line_limit: Lines of text to show of each, those with most of such words; None shows all.
     """
     width = READING_WIDTH
     if output.is_terminal:
         width = min(width, output.width - len(INDENT))
-    words = set(_WORD.findall(query.casefold()))
     for number, hit in enumerate(hits, start=1):
         title = Text.assemble(f"{number}. ", (_one_line(hit.document_name), "bold"))
         for heading in hit.headings:
@@ -83,21 +82,27 @@ def print_hits(hits: Iterable[SearchResult], *, query: str, line_limit: int | No
         output.print(title, soft_wrap=True)
         origin = f"{INDENT}score {hit.score:.2f}, document {hit.document_id}"
         output.print(Text(origin, style="dim"), soft_wrap=True)
-        text = Text(_harmless(hit.content).strip("\n"))
-        lines = [line.plain.rstrip() for line in text.wrap(output, width)]
-        for line in _excerpt(lines, words, line_limit or len(lines)):
-            output.print(f"{INDENT}{line}".rstrip(), soft_wrap=True)
+        lines = list(_highlighted(hit).wrap(output, width))
+        for line in _excerpt(lines, line_limit or len(lines)):
+            line.rstrip()
+            output.print(Text.assemble(INDENT if line else "", line), soft_wrap=True)
         output.print()
 
 
-def _excerpt(lines: Sequence[str], words: Set[str], line_limit: int) -> list[str]:
-    """Return the `line_limit` neighbouring lines that hold most of `words`, the first such."""
-    found = [len(words & set(_WORD.findall(line.casefold()))) for line in lines]
+def _highlighted(hit: SearchResult) -> Text:
+    parts = _MARK.split((hit.highlight or "").strip("\n"))
+    styled = [(_harmless(unescape(part)), "bold" if n % 2 else "") for n, part in enumerate(parts)]
+    return Text.assemble(*styled)
+
+
+def _excerpt(lines: Sequence[Text], line_limit: int) -> list[Text]:
+    """Return the `line_limit` neighbouring lines that have most words in bold, the first such."""
+    found = [len({line.plain[s.start : s.end].casefold() for s in line.spans}) for line in lines]
     starts = range(max(1, len(lines) - line_limit + 1))
     start = max(starts, key=lambda first: (sum(found[first : first + line_limit]), -first))
     end = start + line_limit
-    before = ["..."] if start > 0 else []
-    after = ["..."] if end < len(lines) else []
+    before = [Text("...")] if start > 0 else []
+    after = [Text("...")] if end < len(lines) else []
     return [*before, *lines[start:end], *after]
 
 

@@ -17,7 +17,7 @@ from llmemory import HashEmbedder, Memory, Settings, ValidationError
 
 DOCUMENTS = 300
 # A longer hunt: LLMEMORY_FILTER_EXAMPLES=5000.
-EXAMPLES = int(os.environ.get("LLMEMORY_FILTER_EXAMPLES", "120"))
+EXAMPLES = int(os.environ.get("LLMEMORY_FILTER_EXAMPLES", "100"))
 FILTERS_AN_EXAMPLE = 10
 
 
@@ -47,6 +47,7 @@ def filled(
         yield memory, {str(number): stored(metadata) for number, metadata in enumerate(given)}
 
 
+@pytest.mark.timeout(300)
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
