@@ -328,7 +328,7 @@ def get_document(tables: Tables) -> AnySelect:
     )
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=512)
 def list_documents(tables: Tables, shape: FilterShape) -> AnySelect:
     """Read one page, newest first, beside the number of all: one row even if the page is empty.
 
@@ -352,7 +352,7 @@ def list_documents(tables: Tables, shape: FilterShape) -> AnySelect:
     )
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def delete_documents(tables: Tables, shape: FilterShape, by: frozenset[str]) -> Delete:
     """Delete at most ``limit`` documents that match, so that no transaction grows large.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Table, Text, bindparam
@@ -57,8 +58,9 @@ def parameters(filters: Filters) -> dict[str, Any]:
     return values
 
 
-def conditions(documents: Table, shape: FilterShape) -> list[ColumnElement[bool]]:
-    """Return the conditions of `shape` on `documents`."""
+@lru_cache(maxsize=256)
+def conditions(documents: Table, shape: FilterShape) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions of `shape` on `documents`, which the arms of a search share."""
     column = documents.c
     found: list[ColumnElement[bool]] = []
     if shape.document_type:
@@ -73,4 +75,4 @@ def conditions(documents: Table, shape: FilterShape) -> list[ColumnElement[bool]
         found.append(column.document_date <= bindparam("date_to", type_=column.document_date.type))
     if shape.metadata != EVERYTHING.shape:
         found.append(metadata_condition(column.metadata, shape.metadata))
-    return found
+    return tuple(found)

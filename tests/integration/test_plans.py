@@ -234,3 +234,14 @@ async def test_alternatives_are_looked_up_each(memory: AsyncMemory, plans: Any) 
     either = {"$or": [{"number": 5}, {"tags": {"$contains": "tag 7"}}]}
     await memory.list_documents("large", metadata_filter=either)
     assert "BitmapOr" in {node["Node Type"] for node in plans()}
+
+
+async def test_the_text_around_a_hit_is_looked_up(memory: AsyncMemory, plans: Any) -> None:
+    hits = await memory.search("owner 7", "leave", limit=10, context_window=5, highlight=True)
+    assert all(hit.context == hit.content for hit in hits)
+    assert "ix_chunks_owner_id_document_id_position" in indexes(plans())
+    assert not whole_tables(plans())
+    neighbours = [node for node in plans() if node.get("Alias") == "neighbours"]
+    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in neighbours) == 10
+    parsed = [node for node in plans() if node.get("Alias") == "parsed"]
+    assert sum(node["Actual Loops"] for node in parsed) == 10
