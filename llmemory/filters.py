@@ -42,6 +42,8 @@ NAME = "metadata_filter"
 OPERATORS = "$eq $ne $gt $gte $lt $lte $in $nin $exists $contains $and $or $not".split()
 ORDERINGS: dict[str, Comparison] = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 MOST_DIGITS = 400
+# Looking up more values in the index takes longer than reading the documents of most owners.
+MOST_LOOKUPS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,17 +206,20 @@ def _equal(path: tuple[str, ...], values: Sequence[Any]) -> MetadataFilter:
     compared = {"moment", "day", "decimal"}
     plain = [value for value in values if value is not None and _kind(value) not in compared]
     if plain:
-        held = _holds(path, plain)
-        if any(isinstance(value, dict | list) for value in plain):
-            # Containment is less than equality of these: it only narrows down, by the index.
-            many = len(plain) > 1
-            written = tuple(map(_json, plain))
-            exactly = _leaf(
-                Condition("is", depth=len(path), many=many), path, written if many else written[0]
-            )
-            held = _joined("and", [held, exactly])
-        parts.append(held)
+        parts.append(_equal_as_json(path, plain))
     return _joined("or", parts)
+
+
+def _equal_as_json(path: tuple[str, ...], values: Sequence[Any]) -> MetadataFilter:
+    many = len(values) > 1
+    held = _holds(path, values)
+    if not many and not isinstance(values[0], dict | list):
+        return held
+    # Of a list or an object, containment is less than equality; of many values, it takes a look
+    # at each. It narrows down by the index, and the other test decides.
+    written = _json(values if many else values[0])
+    exactly = _leaf(Condition("is", depth=len(path), many=many), path, written)
+    return _joined("and", [exactly, held]) if len(values) <= MOST_LOOKUPS else exactly
 
 
 def _ordered(path: tuple[str, ...], name: str, value: Any) -> MetadataFilter:

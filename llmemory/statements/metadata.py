@@ -25,6 +25,7 @@ from sqlalchemy import (
     literal_column,
     not_,
     or_,
+    select,
     true,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
@@ -108,13 +109,18 @@ def _condition(
     for level in range(condition.depth):
         key = cast(bindparam(f"{name}_key_{level}", type_=Text), Text)
         value = value.op("->", return_type=JSONB())(key)
+    found: ColumnElement[bool]
     match condition.test:
         case "exists":
             return value.is_not(None)
         case "missing or null":
             return func.coalesce(func.jsonb_typeof(value) == "null", true())
+        case "is" if condition.many:
+            # As a subquery the values are hashed, however many they are.
+            elements = func.jsonb_array_elements(_bound(name, JSONB()), type_=JSONB)
+            found = value.in_(select(elements.column_valued("given")))
         case "is":
-            found = value == _bound(name, JSONB(), many=condition.many)
+            found = value == _bound(name, JSONB())
         case comparison:
             assert condition.kind is not None
             given = _bound(name, TYPES[condition.kind], many=condition.many)
@@ -122,7 +128,7 @@ def _condition(
     return func.coalesce(found, false())
 
 
-def _bound(name: str, kind: TypeEngine[Any], *, many: bool) -> ColumnElement[Any]:
+def _bound(name: str, kind: TypeEngine[Any], *, many: bool = False) -> ColumnElement[Any]:
     # As text: a caller's engine may have a JSON codec of its own.
     if many:
         return func.any(cast(bindparam(name, type_=ARRAY(Text)), ARRAY(kind)))

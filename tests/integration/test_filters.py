@@ -148,3 +148,16 @@ def test_filters_choose_what_is_deleted(
 def _url(memory: Memory) -> str:
     assert memory.settings.database_url is not None
     return memory.settings.database_url.get_secret_value()
+
+
+@pytest.mark.parametrize("count", [2, 100, 101, 5000])
+def test_lists_of_many_values(filled: tuple[Memory, dict[str, dict[str, Any]]], count: int) -> None:
+    memory, stored_metadata = filled
+    values = [value for document in stored_metadata.values() for value in document.values()]
+    chosen = [*values[:: max(1, 2 * len(values) // count)], *range(count)][:count]
+    for name in ("$in", "$nin"):
+        wanted = {"a": {name: chosen}}
+        listed = memory.list_documents("acme", metadata_filter=wanted, limit=1000)
+        found = {document.document_name for document in listed.documents}
+        assert found == {key for key, value in stored_metadata.items() if matches(value, wanted)}
+        assert found or name == "$nin"
