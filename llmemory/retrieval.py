@@ -94,7 +94,9 @@ def _result(row: RowMapping, request: SearchRequest) -> SearchResult:
     if request.context_window:
         asked = {name: row[name] for name in ("context", "context_start", "context_end")}
     if request.highlight:
-        asked["highlight"] = highlighted(row["content"], row["matched_words"] or ())
+        asked["highlight"] = highlighted(
+            row["content"], row["matched_words"] or (), request.query.text
+        )
     return SearchResult(
         chunk_id=str(row["chunk_id"]),
         document_id=str(row["document_id"]),

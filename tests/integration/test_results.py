@@ -243,6 +243,29 @@ async def test_highlights_follow_the_language(memory: AsyncMemory) -> None:
     assert german == {"de": ["Häuser", "Hause"], "en": ["Hause"], "simple": []}
 
 
+async def test_highlights_in_scripts_without_spaces(memory: AsyncMemory) -> None:
+    await memory.add_document(
+        "acme", "a", "休暇leaveは25日です。<b>有給休暇</b>", language="simple"
+    )
+    for query, expected in (
+        ("休暇", ["休暇", "休暇"]),
+        ("有給休暇", ["休暇", "有給休暇"]),
+        ("leave 25", ["leave", "25"]),
+        ("漢字", []),
+    ):
+        hits = await memory.search("acme", query, search_type="vector", highlight=True)
+        assert marked(hits[0].highlight) == expected
+        assert unmarked(hits[0].highlight) == hits[0].content
+
+
+async def test_what_a_query_excludes_is_not_marked(memory: AsyncMemory) -> None:
+    await memory.add_document("acme", "a", "Sick leave of absence, and parental leave.")
+    (hit,) = await memory.search(
+        "acme", 'leave "parental leave" -zebra', search_type="text", highlight=True
+    )
+    assert marked(hit.highlight) == ["leave", "parental", "leave"]
+
+
 HOSTILE = [
     "<script>alert('leave')</script> leave",
     "<mark>leave</mark> </mark><mark> leave",

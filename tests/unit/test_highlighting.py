@@ -17,7 +17,7 @@ WORDS = st.lists(st.text(st.sampled_from("ab<>&mark.*()[]\\"), min_size=1, max_s
 
 @given(TEXT, WORDS)
 def test_the_text_is_whole_and_escaped(content: str, words: list[str]) -> None:
-    found = highlighted(content, words)
+    found = highlighted(content, words, "".join(words) + content[3:9])
     without = re.sub("<mark>(.*?)</mark>", r"\1", found, flags=re.DOTALL)
     assert without == html.escape(content)
 
@@ -36,4 +36,19 @@ def test_the_text_is_whole_and_escaped(content: str, words: list[str]) -> None:
     ],
 )
 def test_what_is_marked(content: str, words: list[str], expected: str) -> None:
-    assert highlighted(content, words) == expected
+    assert highlighted(content, words, "no such") == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "query", "expected"),
+    [
+        ("東京都に住む", "東京", "<mark>東京</mark>都に住む"),
+        ("東京都に住む", "東京都", "<mark>東京都</mark>に住む"),
+        ("東京都に住む", "京都", "東<mark>京都</mark>に住む"),
+        ("<東京>東 京", "東", "&lt;東京&gt;<mark>東</mark> 京"),
+        ("สวัสดี leave", "สวัสดี", "<mark>สวัสดี</mark> leave"),
+        ("東京 leave", "leave", "東京 leave"),
+    ],
+)
+def test_scripts_without_spaces(content: str, query: str, expected: str) -> None:
+    assert highlighted(content, [], query) == expected

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ARRAY, ColumnElement, Integer, Text, bindparam, column, func, select, text
+from sqlalchemy import ARRAY, ColumnElement, Integer, Text, bindparam, cast, column, func, select
+from sqlalchemy.dialects.postgresql import TSVECTOR
 
-from llmemory.models import Tables, quoted_identifier
+from llmemory.highlighting import UNSPACED
+from llmemory.models import Tables
+from llmemory.statements.functions import schema_function
 from llmemory.statements.search.shape import SearchShape
 
 __all__ = ["matched_words"]
@@ -19,19 +22,23 @@ def matched_words(tables: Tables, shape: SearchShape) -> ColumnElement[Any]:
     """Return the words of a chunk, as they are written there, that share a lexeme with the query.
 
     The query is analysed in its own language, or else in the chunk's. Every word is analysed by
-    itself, by the same function as the whole chunk was.
+    itself, by the same function as the whole chunk was. Scripts without spaces are left out.
     """
-    # SQLAlchemy quotes a function's schema only in part, so its name is written out here.
-    function = f"{quoted_identifier(tables.schema)}.search_vector".replace(":", r"\:")
-    query = text(
-        f"{function}({':language' if shape.language_given else 'chunks.language'}, :query_text)"
-    ).bindparams(bindparam("query_text", type_=Text))
+    chunks = tables.chunks
+    language: ColumnElement[Any] = chunks.c.language
     if shape.language_given:
-        query = query.bindparams(bindparam("language", type_=Text))
+        language = cast(bindparam("language", type_=Text), Text)
+
+    def lexemes(language: ColumnElement[Any], words: ColumnElement[Any]) -> ColumnElement[Any]:
+        analysed = schema_function(tables, "search_vector", language, words, type_=TSVECTOR)
+        return func.tsvector_to_array(analysed, type_=ARRAY(Text))
+
     # In a subquery of its own, so that the query is analysed once and not for every word.
-    wanted = select(func.tsvector_to_array(query, type_=ARRAY(Text))).scalar_subquery()
+    query = cast(bindparam("query_text", type_=Text), Text)
+    wanted = select(lexemes(language, query)).correlate(chunks).scalar_subquery()
+    spaced = func.regexp_replace(chunks.c.content, f"[{UNSPACED}]", " ", "g")
     parsed = (
-        func.ts_parse("default", tables.chunks.c.content)
+        func.ts_parse("default", spaced)
         .table_valued(column("kind", Integer), column("word", Text))
         .render_derived(name="parsed")
     )
@@ -39,13 +46,12 @@ def matched_words(tables: Tables, shape: SearchShape) -> ColumnElement[Any]:
         select(parsed.c.word)
         .distinct()
         .where(parsed.c.kind != BLANK)
-        .correlate(tables.chunks)
+        .correlate(chunks)
         .subquery("words")
     )
-    found = func.tsvector_to_array(text(f"{function}(chunks.language, words.word)"))
     return (
         select(func.array_agg(words.c.word))
-        .where(found.bool_op("&&")(wanted))
-        .correlate(tables.chunks)
+        .where(lexemes(chunks.c.language, words.c.word).bool_op("&&")(wanted))
+        .correlate(chunks)
         .scalar_subquery()
     )
