@@ -231,9 +231,9 @@ def _ordered(path: tuple[str, ...], name: str, value: Any) -> MetadataFilter:
 
 def _holds(path: tuple[str, ...], values: Sequence[Any]) -> MetadataFilter:
     """Ask for metadata that contains any of `values` at `path`."""
-    written = tuple(_json(_nested(path, value)) for value in values)
+    written = [_json(_nested(path, value)) for value in values]
     many = len(written) > 1
-    return _leaf(Condition("holds", many=many), (), written if many else written[0])
+    return _leaf(Condition("holds", many=many), (), tuple(written) if many else written[0])
 
 
 def _leaf(

@@ -513,7 +513,7 @@ async def test_a_search_is_one_statement(
     assert "acme" not in " ".join(sent)
     assert "leave" not in " ".join(sent)
     assert "secret" not in " ".join(sent)
-    for asked in ("min_score", "neighbours", "matched_words"):
+    for asked in ("hits_of_any_score", "neighbours", "matched_words"):
         assert asked not in sent[1]
         assert asked in sent[2]
 
