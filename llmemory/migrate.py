@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,6 +16,7 @@ import anyio.to_thread
 from sqlalchemy import Column, Connection, MetaData, String, Table, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateSchema
+from sqlalchemy.util.concurrency import await_only, in_greenlet
 
 from llmemory.drivers import sqlstate_of
 from llmemory.errors import (
@@ -53,6 +57,7 @@ HEAD = "0002"
 MINIMUM_POSTGRESQL = 14
 MINIMUM_PGVECTOR = (0, 8)
 HNSW_PREFIX = "hnsw_"
+TURN_S = 0.005
 
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
 _SCHEMA_EXISTS = text("SELECT 1 FROM pg_namespace WHERE nspname = :schema")
@@ -163,9 +168,34 @@ def _run(command: str, revision: str, *, sql: bool = False, **attributes: Any) -
     from alembic.util.exc import CommandError
 
     try:
-        getattr(commands, command)(_config(**attributes), revision, sql=sql)
+        with _one_at_a_time():
+            getattr(commands, command)(_config(**attributes), revision, sql=sql)
     except CommandError as error:
         raise ValidationError(f"{error}.", field="revision") from error
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    # Alembic keeps what it works on in globals: of two commands that overlap, in threads or in
+    # tasks of one event loop, one would work on the other's connection.
+    lock = _running
+    while not lock.acquire(blocking=not in_greenlet()):
+        await_only(asyncio.sleep(TURN_S))
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _renew_lock() -> None:
+    global _running
+    _running = threading.Lock()
+
+
+_running = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # A thread of the parent may have held it.
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def prepare_schema(connection: Connection, schema: str) -> None:

@@ -7,10 +7,12 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import anyio
 import psycopg
 import pytest
 import sqlalchemy
@@ -110,6 +112,30 @@ async def test_initialize_migrates_an_empty_database(
     health = await memory.health()
     assert health.healthy
     assert health.revision == migrate.HEAD
+
+
+def test_schemas_migrate_at_once_in_threads(empty_database_url: str) -> None:
+    """Alembic keeps the command that runs in globals of the process."""
+    schemas = [f"tenant_{number}" for number in range(8)]
+
+    def upgrade(schema: str) -> None:
+        with transaction(empty_database_url) as connection:
+            migrate.upgrade(connection, schema)
+
+    with ThreadPoolExecutor(len(schemas)) as threads:
+        for _ in threads.map(upgrade, schemas):
+            pass
+    assert all(tables_in(empty_database_url, schema) == TABLES for schema in schemas)
+
+
+async def test_schemas_migrate_at_once_in_tasks(
+    make_memory: MakeMemory, empty_database_url: str
+) -> None:
+    schemas = [f"tenant_{number}" for number in range(8)]
+    async with anyio.create_task_group() as group:
+        for schema in schemas:
+            group.start_soon(make_memory(empty_database_url, schema=schema).initialize)
+    assert all(tables_in(empty_database_url, schema) == TABLES for schema in schemas)
 
 
 def test_ten_processes_initialize_at_once(empty_database_url: str) -> None:
