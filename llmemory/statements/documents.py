@@ -38,6 +38,7 @@ from sqlalchemy.types import TypeEngine
 from llmemory.models import Tables
 from llmemory.statements import AnySelect
 from llmemory.statements.filters import FilterShape, conditions
+from llmemory.statements.values import read_json
 
 __all__ = [
     "array_text",
@@ -156,7 +157,7 @@ def _existing(tables: Tables) -> AnySelect:
         column_.document_type,
         column_.document_date,
         column_.language,
-        column_.metadata,
+        read_json(column_.metadata, "metadata"),
         column_.content_hash,
         column_.chunk_count,
         column_.updated_at,
@@ -313,7 +314,7 @@ def delete_jobs(tables: Tables) -> Delete:
 
 def _columns(tables: Tables) -> list[ColumnElement[Any]]:
     return [
-        value
+        read_json(value, name) if name == "metadata" else value
         for name, value in tables.documents.c.items()
         if name not in {"content", "content_hash"}
     ]

@@ -337,9 +337,10 @@ def test_an_engine_with_a_pool_and_codecs_of_the_callers_own(database_url: str) 
             connection.run_async(register_vector)
 
         memory = AsyncMemory.from_engine(engine, embedder=HashEmbedder())
-        assert await add_and_search(memory) == 1
+        await memory.add_document("acme", "a", "Leave.", additional_metadata={"of": "leave"})
         (hit,) = await memory.search("acme", "leave", search_type="vector")
         assert (hit.similarity or 0) > 0
+        assert hit.metadata == {"of": "leave"}
         async with engine.connect() as connection:
             value = await connection.execute(text("SELECT '[1,2]'::vector"))
             assert value.scalar_one().to_list() == [1, 2]

@@ -24,6 +24,7 @@ from llmemory.statements.search.highlights import matched_words
 from llmemory.statements.search.shape import SearchShape, owner_is
 from llmemory.statements.search.vectors import vector_arm
 from llmemory.statements.search.words import text_arm
+from llmemory.statements.values import read_json
 from llmemory.types import SearchType
 
 __all__ = ["search"]
@@ -82,7 +83,7 @@ def with_documents(tables: Tables, page: Subquery) -> AnySelect:
             documents.c.document_id,
             documents.c.document_name,
             documents.c.document_type,
-            documents.c.metadata,
+            read_json(documents.c.metadata, "metadata"),
             documents.c.id_at_origin,
             documents.c.external_id,
             documents.c.document_date,

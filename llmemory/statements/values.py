@@ -1,0 +1,24 @@
+"""Values that travel as text, whatever codecs a caller registered for them on the connection."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sqlalchemy import ColumnElement, Dialect, Text, cast, type_coerce
+from sqlalchemy.types import TypeDecorator
+
+__all__ = ["read_json"]
+
+
+class _JsonText(TypeDecorator[Any]):
+    impl = Text
+    cache_ok = True
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        return None if value is None else json.loads(value)
+
+
+def read_json(column: ColumnElement[Any], name: str) -> ColumnElement[Any]:
+    """Select a JSON column as `name`."""
+    return type_coerce(cast(column, Text), _JsonText()).label(name)
