@@ -30,6 +30,7 @@ from llmemory.errors import (
     StorageUnavailable,
     ValidationError,
 )
+from llmemory.guide import AwordMemory
 from llmemory.memory import Memory
 from llmemory.settings import Settings
 from llmemory.types import (
@@ -57,6 +58,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncMemory",
+    "AwordMemory",
     "ClosedError",
     "ConfigurationError",
     "ConflictError",

@@ -33,10 +33,22 @@ class Database:
     """Where the connections come from.
 
     An engine made here belongs to the event loop it was first used in: a further loop gets one of
-    its own, and each is disposed of with its loop. An engine of the caller's is used as it is.
+    its own, and each is disposed of with its loop. An engine of the caller's is used as it is, and
+    so are those of another database that lends them.
+
+    Args:
+        settings: Where the server is, and how many connections to hold.
+        engine: The caller's engine.
+        lender: A database whose engines to use, for as long as it is open.
     """
 
-    def __init__(self, settings: Settings, *, engine: AsyncEngine | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        engine: AsyncEngine | None = None,
+        lender: Database | None = None,
+    ) -> None:
         if engine is not None and not isinstance(engine, AsyncEngine):
             raise ConfigurationError(
                 "engine must be an AsyncEngine for PostgreSQL, as create_async_engine of "
@@ -47,11 +59,17 @@ class Database:
                 f"The engine speaks {engine.dialect.name}; llmemory needs PostgreSQL."
             )
         self._settings = settings
+        self._lender = lender
         self._given = engine
         self._given_loop: asyncio.AbstractEventLoop | None = None
         self._own: dict[asyncio.AbstractEventLoop, tuple[AsyncEngine, AsyncGenerator[None]]] = {}
         self._release_server: Callable[[], None] | None = None
         self._closed = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether ``close`` was called here or where the engines come from."""
+        return self._closed or (self._lender is not None and self._lender.is_closed)
 
     @property
     def given_engine(self) -> AsyncEngine | None:
@@ -62,6 +80,10 @@ class Database:
         """Raise ClosedError after ``close``."""
         if self._closed:
             raise ClosedError("This memory is closed; make a new one.")
+        if self._lender is not None and self._lender.is_closed:
+            raise ClosedError(
+                "The memory whose pool this one shares is closed; close that one last."
+            )
 
     async def engine(self) -> AsyncEngine:
         """Return the engine of the running event loop.
@@ -72,6 +94,8 @@ class Database:
                 is named and the embedded one is not installed.
         """
         self.check_open()
+        if self._lender is not None:
+            return await self._lender.engine()
         loop = asyncio.get_running_loop()
         if self._given is not None:
             return self._checked_given(self._given, loop)
