@@ -291,36 +291,43 @@ class AsyncMemory:
         embed: Embed | None = None,
         session: Session | None = None,
     ) -> DocumentAddResult:
-        """Store a text or Markdown file in UTF-8. Adding the same path again replaces it.
+        """Store a file. Adding the same path again replaces it.
+
+        Text and Markdown must be in UTF-8. PDF, DOCX, PPTX and HTML are converted by the extra
+        ``files``. An e-mail (``.eml``) brings its date, and as metadata ``from``, ``to``, ``cc``,
+        ``date``, ``subject``, ``message_id`` and ``attachments``; HTML in it needs the extra.
 
         Args:
             owner_id: Whose it is.
             path: The file.
-            document_name: None takes the file's name.
+            document_name: None takes the file's name, or an e-mail's subject.
             document_type: None tells it by the file's ending.
-            id_at_origin: As in ``add_document``.
+            id_at_origin: As in ``add_document``; None takes an e-mail's sender.
             external_id: None takes the absolute path.
-            additional_metadata: As in ``add_document``.
-            document_date: As in ``add_document``.
+            additional_metadata: As in ``add_document``; added to an e-mail's.
+            document_date: As in ``add_document``; None takes an e-mail's.
             language: As in ``add_document``.
             embed: As in ``add_document``.
             session: As in ``add_document``.
 
         Raises:
-            ValidationError: The file is missing, too large, no UTF-8 text, or must be converted.
+            ValidationError: The file is missing, too large, broken, no UTF-8 text, or of a kind
+                that cannot be converted, or not without the extra ``files``.
         """
-        content, found_type = await files.read_in_thread(path, self.settings)
+        found = await files.read_in_thread(path, self.settings)
         return await self.add_document(
             owner_id,
-            files.name_of(path) if document_name is None else document_name,
-            content,
-            document_type=found_type if document_type is None else document_type,
-            id_at_origin=id_at_origin,
+            (found.document_name or files.name_of(path))
+            if document_name is None
+            else document_name,
+            found.content,
+            document_type=found.document_type if document_type is None else document_type,
+            id_at_origin=found.id_at_origin if id_at_origin is None else id_at_origin,
             external_id=(
                 files.external_id_of(path, self.settings) if external_id is None else external_id
             ),
-            additional_metadata=additional_metadata,
-            document_date=document_date,
+            additional_metadata=found.metadata_with(additional_metadata),
+            document_date=found.document_date if document_date is None else document_date,
             language=language,
             embed=embed,
             session=session,

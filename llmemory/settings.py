@@ -149,6 +149,12 @@ class Settings(BaseSettings):
     max_content_bytes: int = Field(
         10_000_000, ge=1, le=500_000_000, description="Largest document, in bytes of UTF-8."
     )
+    max_file_bytes: int = Field(
+        50_000_000,
+        ge=1,
+        le=2_000_000_000,
+        description="Largest file that is converted, in bytes; a packed one counts unpacked.",
+    )
     max_metadata_bytes: int = Field(
         100_000, ge=2, le=10_000_000, description="Largest metadata, in bytes of JSON."
     )

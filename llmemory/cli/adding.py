@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Addition", "Source", "add", "add_sources"]
 
-FOLDER_SUFFIXES = frozenset({".md", ".markdown", ".txt", ".rst", ".text"})
-
 
 class Source(NamedTuple):
     """A file to add.
@@ -77,10 +75,11 @@ def add(
     document_type: Annotated[DocumentType | None, Parameter(name="--type")] = None,
     settings: GivenSettings,
 ) -> int:
-    """Add text files, and folders of them, so that they can be searched.
+    """Add files, and folders of them, so that they can be searched.
 
     Of a folder and its subfolders the files named `*.md`, `*.markdown`, `*.txt`, `*.rst` and
-    `*.text` are taken, without hidden ones. A file named by itself may be any text in UTF-8.
+    `*.text` are taken, without hidden ones; with the extra `files` also `*.pdf`, `*.docx`,
+    `*.pptx`, `*.html`, `*.htm` and `*.eml`. A file named by itself may be any text in UTF-8.
 
     Adding a path again replaces what it was; a file that has not changed costs next to nothing,
     so an interrupted command can simply be given again. A file that cannot be added is reported,
@@ -113,7 +112,8 @@ def add(
             ),
         )
     elif not unreadable:
-        remarks.print(f"No file named {' '.join(sorted(f'*{s}' for s in FOLDER_SUFFIXES))} found.")
+        names = " ".join(sorted(f"*{suffix}" for suffix in files.folder_suffixes()))
+        remarks.print(f"No file named {names} found.")
     output.print(addition.summary())
     return 1 if addition.failed else 0
 
@@ -122,7 +122,7 @@ def find_sources(paths: Iterable[Path], *, on_unreadable: Callable[[str], None])
     """Return the files that `paths` name or contain, each once.
 
     Args:
-        paths: Files, taken as they are, and folders, searched for text files.
+        paths: Files, taken as they are, and folders, searched for those that can be read.
         on_unreadable: Called with the reason for each folder that cannot be read.
     """
 
@@ -130,6 +130,7 @@ def find_sources(paths: Iterable[Path], *, on_unreadable: Callable[[str], None])
         on_unreadable(f"{error.filename} cannot be read: {error.strerror}.")
 
     found: dict[str, Source] = {}
+    suffixes = files.folder_suffixes()
     for path in paths:
         if not path.is_dir():
             found.setdefault(os.path.realpath(path), Source(path, files.name_of(path)))
@@ -139,8 +140,8 @@ def find_sources(paths: Iterable[Path], *, on_unreadable: Callable[[str], None])
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             for name in sorted(names):
                 file = Path(folder, name)
-                is_text = file.suffix.lower() in FOLDER_SUFFIXES and not name.startswith(".")
-                if is_text and file.is_file():
+                is_wanted = file.suffix.lower() in suffixes and not name.startswith(".")
+                if is_wanted and file.is_file():
                     shown = file.relative_to(top.parent).as_posix()
                     found.setdefault(os.path.realpath(file), Source(file, _printable(shown)))
     return list(found.values())
@@ -211,12 +212,17 @@ def _read(
     document_type: DocumentType | None,
     settings: Settings,
 ) -> NewDocument:
-    content, found_type = files.read_file(source.path, settings)
+    found = files.read_file(source.path, settings)
     document = NewDocument(
         owner_id=owner,
-        document_name=source.name,
-        content=content,
-        document_type=found_type if document_type is None else document_type,
+        document_name=(
+            found.document_name if found.document_type is DocumentType.EMAIL else source.name
+        ),
+        content=found.content,
+        document_type=found.document_type if document_type is None else document_type,
+        id_at_origin=found.id_at_origin,
+        additional_metadata=found.metadata,
+        document_date=found.document_date,
         external_id=source.external_id or files.external_id_of(source.path, settings),
         language=language,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmemory import DocumentType, Settings, ValidationError
-from llmemory.files import external_id_of, name_of, read_file
+from llmemory.files import FileContent, external_id_of, name_of, read_file
 
 SETTINGS = Settings()
 
@@ -23,14 +23,13 @@ SETTINGS = Settings()
         (".hidden", DocumentType.TEXT),
         ("a.tar.md", DocumentType.MARKDOWN),
         ("a.py", DocumentType.CODE),
-        ("a.html", DocumentType.HTML),
         ("a.unknown", DocumentType.TEXT),
     ],
 )
 def test_the_type_is_told_by_the_ending(tmp_path: Path, name: str, expected: DocumentType) -> None:
     file = tmp_path / name
     file.write_text("Text.")
-    assert read_file(file, SETTINGS) == ("Text.", expected)
+    assert read_file(file, SETTINGS) == FileContent("Text.", expected, name)
     assert read_file(str(file), SETTINGS).document_type is expected
 
 
@@ -40,7 +39,7 @@ def test_a_byte_order_mark_is_taken_off_and_line_ends_are_kept(tmp_path: Path) -
     assert read_file(file, SETTINGS).content == "one\r\ntwo\rthree\n"
 
 
-@pytest.mark.parametrize("suffix", ["pdf", "docx", "PDF", "png", "zip", "eml"])
+@pytest.mark.parametrize("suffix", ["doc", "xlsx", "PNG", "zip", "msg"])
 def test_what_must_be_converted_says_so(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"a.{suffix}"
     file.write_bytes(b"text")
