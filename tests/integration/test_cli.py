@@ -180,7 +180,7 @@ def test_bad_files_are_named_and_the_others_added(run: Run, notes: Path, tmp_pat
         "latin.txt": "is no text in UTF-8 (byte 4)",
         "empty.md": "content",
         "null.txt": "NUL",
-        "paper.pdf": "is a .pdf file; convert it to text or Markdown first",
+        "paper.pdf": "cannot be converted: it is broken, encrypted or no .pdf file",
         "missing.md": "No such file",
     }.items():
         assert any(name in problem and reason in problem for problem in problems), problems
