@@ -706,8 +706,7 @@ class AsyncMemory:
                     raise
             else:
                 return
-        await migrate.load()
-        async with self._database.transaction() as connection:
+        async with migrate.ready(), self._database.transaction() as connection:
             await connection.run_sync(migrate.upgrade, self.schema)
 
     async def _writer(self) -> Writer:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +14,6 @@ import anyio.to_thread
 from sqlalchemy import Column, Connection, MetaData, String, Table, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateSchema
-from sqlalchemy.util.concurrency import await_only, in_greenlet
 
 from llmemory.drivers import sqlstate_of
 from llmemory.errors import (
@@ -29,6 +26,7 @@ from llmemory.errors import (
     ValidationError,
 )
 from llmemory.models import VERSION_TABLE, quoted_identifier, tables_for
+from llmemory.turns import Turn
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -42,9 +40,9 @@ __all__ = [
     "context_options",
     "downgrade",
     "include_name",
-    "load",
     "prepare_schema",
     "print_sql",
+    "ready",
     "revision_of",
     "scripts",
     "upgrade",
@@ -57,7 +55,6 @@ HEAD = "0002"
 MINIMUM_POSTGRESQL = 14
 MINIMUM_PGVECTOR = (0, 8)
 HNSW_PREFIX = "hnsw_"
-TURN_S = 0.005
 
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
 _SCHEMA_EXISTS = text("SELECT 1 FROM pg_namespace WHERE nspname = :schema")
@@ -96,9 +93,13 @@ def _config(**attributes: Any) -> Config:
     return config
 
 
-async def load() -> None:
-    """Import Alembic in a thread, which takes a good part of a second, ahead of ``upgrade``."""
+@asynccontextmanager
+async def ready() -> AsyncIterator[None]:
+    """Prepare for ``upgrade`` without a connection: import Alembic, wait for other upgrades."""
+    # In a thread, since it takes a good part of a second.
     await anyio.to_thread.run_sync(import_module, "alembic.command")
+    async with _turn.wait():
+        yield
 
 
 def context_options(schema: str) -> dict[str, Any]:
@@ -168,34 +169,23 @@ def _run(command: str, revision: str, *, sql: bool = False, **attributes: Any) -
     from alembic.util.exc import CommandError
 
     try:
-        with _one_at_a_time():
+        with _turn.take():
             getattr(commands, command)(_config(**attributes), revision, sql=sql)
     except CommandError as error:
         raise ValidationError(f"{error}.", field="revision") from error
 
 
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    # Alembic keeps what it works on in globals: of two commands that overlap, in threads or in
-    # tasks of one event loop, one would work on the other's connection.
-    lock = _running
-    while not lock.acquire(blocking=not in_greenlet()):
-        await_only(asyncio.sleep(TURN_S))
-    try:
-        yield
-    finally:
-        lock.release()
+def _renew_turn() -> None:
+    global _turn
+    _turn = Turn()
 
 
-def _renew_lock() -> None:
-    global _running
-    _running = threading.Lock()
-
-
-_running = threading.Lock()
+# Alembic keeps what it works on in globals: of two commands that overlap, in threads or in tasks of
+# one event loop, one would work on the other's connection.
+_turn = Turn()
 if hasattr(os, "register_at_fork"):
-    # A thread of the parent may have held it.
-    os.register_at_fork(after_in_child=_renew_lock)
+    # A thread of the parent may have had it.
+    os.register_at_fork(after_in_child=_renew_turn)
 
 
 def prepare_schema(connection: Connection, schema: str) -> None:
