@@ -260,23 +260,29 @@ class TestPoolsOfAsyncpg:
         async with pgdbm_pool(database_url, 1) as pool:
             memory = AwordMemory(pool=pool, embedder=HashEmbedder())
             await memory.initialize()
-            ended = asyncio.create_task(self.end_the_next(database_url))
+            ending = asyncio.create_task(self.end_connections(database_url))
             with pytest.raises(StorageUnavailable):
                 await self.search_on_and_on(memory)
-            await ended
+            ending.cancel()
+            await asyncio.wait([ending])
             assert await memory.search("acme", "leave") == []
 
     async def search_on_and_on(self, memory: AsyncMemory) -> None:
         while True:
             await memory.search("acme", "leave")
 
-    async def end_the_next(self, url: str) -> None:
+    async def end_connections(self, url: str) -> None:
+        # Again and again: one that is idle just then is replaced without anybody's noticing.
         connection = await asyncpg.connect(url)
-        await connection.fetchval(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-        await connection.close()
+        try:
+            while True:
+                await connection.fetchval(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+                await asyncio.sleep(0.003)
+        finally:
+            connection.terminate()
 
     async def test_an_empty_database_gets_pgvector_where_others_find_it(
         self, empty_database_url: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
@@ -41,6 +42,7 @@ def serve_wsgi(application: Any) -> Iterator[httpx.Client]:
     """Serve under Werkzeug's server, a thread for each request, and give a client of it."""
     from werkzeug.serving import make_server
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = make_server("127.0.0.1", 0, application, threaded=True)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -53,28 +55,22 @@ def serve_wsgi(application: Any) -> Iterator[httpx.Client]:
         server.server_close()
 
 
-@contextmanager
-def django_site(urlpatterns: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Give the ASGI and the WSGI application of these URLs, where a header names the user."""
-    from django import conf
+def django_site(urlpatterns: list[Any]) -> tuple[Any, Any]:
+    """Return the ASGI and the WSGI application of these URLs, where a header names the user.
+
+    It configures Django, which a process can do once.
+    """
+    from django.conf import settings
     from django.core.handlers.asgi import ASGIHandler
     from django.core.handlers.wsgi import WSGIHandler
-    from django.test import override_settings
 
-    is_mine = not conf.settings.configured
-    if is_mine:
-        conf.settings.configure(SECRET_KEY="live")
-    try:
-        with override_settings(
-            ROOT_URLCONF=tuple(urlpatterns),
-            ALLOWED_HOSTS=["*"],
-            MIDDLEWARE=[f"{__name__}._UserByHeader"],
-        ):
-            yield ASGIHandler(), WSGIHandler()
-    finally:
-        if is_mine:
-            # Another test may have settings of its own.
-            conf.settings._wrapped = conf.empty
+    settings.configure(
+        SECRET_KEY="live",
+        ROOT_URLCONF=tuple(urlpatterns),
+        ALLOWED_HOSTS=["*"],
+        MIDDLEWARE=[f"{__name__}._UserByHeader"],
+    )
+    return ASGIHandler(), WSGIHandler()
 
 
 class _UserByHeader:
