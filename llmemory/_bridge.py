@@ -67,6 +67,16 @@ class Bridge:
                     wait(future, STOP_SECONDS)
             raise
 
+    def call_or_begin(self, function: Callable[[], Awaitable[object]]) -> None:
+        """Run a coroutine in the loop, and wait for it unless this is the loop's own thread.
+
+        Garbage is collected in any thread, and so are finalizers called.
+        """
+        if threading.get_ident() == self._ident:
+            wait(self._started).call_soon(self._begin, function, Future())
+        else:
+            self.call(function)
+
     def stop(self) -> None:
         """Cancel what still runs and end the thread. A forked process leaves its parent's alone."""
         if self.is_usable:

@@ -185,4 +185,4 @@ def _close_core(core: AsyncMemory, pid: int) -> None:
         running: Bridge = bridge()
     except ClosedError:
         return
-    running.call(core.close)
+    running.call_or_begin(core.close)

@@ -18,7 +18,14 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from llmemory import AsyncMemory, ClosedError, ConfigurationError, HashEmbedder, SchemaTooNew
+from llmemory import (
+    AsyncMemory,
+    ClosedError,
+    ConfigurationError,
+    HashEmbedder,
+    SchemaTooNew,
+    migrate,
+)
 
 CONNECTIONS = (
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
@@ -243,7 +250,7 @@ def test_a_first_call_that_fails_is_tried_again(database_url: str) -> None:
         memory = AsyncMemory(database_url, embedder=HashEmbedder())
         with pytest.raises(SchemaTooNew):
             await memory.search("acme", "leave")
-        fetch(database_url, "UPDATE llmemory.llmemory_version SET version_num = '0001'")
+        fetch(database_url, f"UPDATE llmemory.llmemory_version SET version_num = '{migrate.HEAD}'")
         assert await add_and_search(memory) == 1
         await memory.close()
 

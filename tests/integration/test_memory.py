@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from llmemory import (
     Memory,
     ValidationError,
 )
+from llmemory._bridge import bridge
 
 
 @pytest.fixture
@@ -262,3 +264,30 @@ def test_a_signal_handler_does_not_lose_the_result(blocking_memory: Memory) -> N
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert seen
+
+
+def test_a_memory_collected_in_the_loops_own_thread_is_closed(database_url: str) -> None:
+    memory = Memory(database_url, embedder=HashEmbedder())
+    memory.initialize()
+    cycle: list[Any] = [memory]
+    cycle.append(cycle)
+    assert sessions(database_url)
+    del memory, cycle
+
+    async def collect() -> None:
+        gc.collect()
+
+    bridge().call(collect)
+    for _ in range(100):
+        if not sessions(database_url):
+            return
+        time.sleep(0.05)
+    raise AssertionError("the connections are still open")
+
+
+def sessions(url: str) -> list[Any]:
+    return fetch(
+        url,
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
+        "AND application_name = 'llmemory' AND pid <> pg_backend_pid()",
+    )

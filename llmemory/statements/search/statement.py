@@ -40,7 +40,8 @@ def search(tables: Tables, shape: SearchShape) -> AnySelect:
     ``candidates``, how many of them are ranked. Where the shape asks for it ``min_score``,
     ``context_window`` and, for highlights, ``query_text``.
 
-    Served by the key of embeddings (vector arm) and by ``ix_chunks_terms`` (word arm), then by the keys of chunks and documents for the hits.
+    Served by the key of embeddings (vector arm) and by
+    ``ix_chunks_terms`` (word arm), then by the keys of chunks and documents for the hits.
     """
     if shape.search_type is SearchType.HYBRID:
         found = fused(tables, shape, vector_arm(tables, shape), text_arm(tables, shape))

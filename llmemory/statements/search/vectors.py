@@ -82,5 +82,5 @@ def _distance(tables: Tables, shape: SearchShape) -> ColumnElement[Any]:
 
 def _similarity(distance: ColumnElement[Any]) -> ColumnElement[Any]:
     # A vector of zeros has no direction: its distance is NaN, which no JSON can carry.
-    nothing = literal_column("'NaN'::float8")
+    nothing: ColumnElement[Any] = literal_column("'NaN'::float8")
     return func.coalesce(1 - func.nullif(distance, nothing), 0.0, type_=Float)
