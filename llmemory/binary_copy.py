@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from uuid import UUID
+from typing import NamedTuple
 
-from llmemory.types import Vectors
+from llmemory.types import HalfVectors
 
-__all__ = ["blocks", "integer", "raw", "text", "text_array", "vector_rows"]
+__all__ = ["VectorGroup", "blocks", "integer", "raw", "text", "text_array", "vector_rows"]
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
 _TRAILER = struct.pack("!h", -1)
@@ -63,30 +63,41 @@ def text_array(values: Sequence[str]) -> bytes:
     return raw(head + b"".join(map(text, values)))
 
 
+class VectorGroup(NamedTuple):
+    """Vectors of one owner's chunks.
+
+    Attributes:
+        chunk_ids: 16 bytes each.
+        rows: Which row of the vectors each chunk has.
+    """
+
+    owner_id: str
+    chunk_ids: bytes
+    rows: Sequence[int]
+
+
 def vector_rows(
-    space_id: int, groups: Iterable[tuple[str, Sequence[UUID], Vectors]]
+    space_id: int, vectors: HalfVectors, groups: Iterable[VectorGroup]
 ) -> Iterator[bytes]:
     """Yield a whole COPY stream for embeddings.
 
     Args:
         space_id: Their space.
-        groups: An owner, the ids of some chunks of theirs, and one vector for each: shape
-            ``(len(chunk_ids), dimensions)``, stored in half precision.
+        vectors: Array of shape ``(rows, dimensions)``.
+        groups: Whose they are.
     """
     yield _HEADER
-    for owner_id, chunk_ids, vectors in groups:
-        yield from _vectors_of_owner(owner_id, chunk_ids, space_id, vectors)
+    for group in groups:
+        yield from _vectors_of_owner(space_id, vectors, group)
     yield _TRAILER
 
 
-def _vectors_of_owner(
-    owner_id: str, chunk_ids: Sequence[UUID], space_id: int, vectors: Vectors
-) -> Iterator[bytes]:
+def _vectors_of_owner(space_id: int, vectors: HalfVectors, group: VectorGroup) -> Iterator[bytes]:
     # The rows of one owner have one length, so that numpy lays them out at once.
     import numpy as np
 
     dimensions = vectors.shape[1]
-    prefix = _count(4) + text(owner_id) + _length(16)
+    prefix = _count(4) + text(group.owner_id) + _length(16)
     middle = struct.pack("!ihihh", 2, space_id, 4 + 2 * dimensions, dimensions, 0)
     layout = np.dtype(
         [
@@ -96,11 +107,12 @@ def _vectors_of_owner(
             ("vector", ">f2", (dimensions,)),
         ]
     )
+    chunk_ids = np.frombuffer(group.chunk_ids, dtype="V16")
     for start in range(0, len(chunk_ids), _ROWS_A_BLOCK):
         ids = chunk_ids[start : start + _ROWS_A_BLOCK]
-        rows = np.empty(len(ids), dtype=layout)
-        rows["prefix"] = np.void(prefix)
-        rows["chunk_id"] = np.frombuffer(b"".join(uuid.bytes for uuid in ids), dtype="V16")
-        rows["middle"] = np.void(middle)
-        rows["vector"] = vectors[start : start + len(ids)]
-        yield rows.tobytes()
+        block = np.empty(len(ids), dtype=layout)
+        block["prefix"] = np.void(prefix)
+        block["chunk_id"] = ids
+        block["middle"] = np.void(middle)
+        block["vector"] = vectors[group.rows[start : start + len(ids)]]
+        yield block.tobytes()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -208,13 +208,15 @@ async def copy_into(
                 sql.SQL(", ").join(map(sql.Identifier, names)),
             )
             async with raw.cursor() as cursor, cursor.copy(statement) as copy:  # type: ignore[union-attr]
-                for block in blocks:
+                async for block in _async_iterator(blocks):
                     await copy.write(block)
 
 
-async def _async_iterator(blocks: Iterable[bytes]) -> Any:
+async def _async_iterator(blocks: Iterable[bytes]) -> AsyncIterator[bytes]:
     for block in blocks:
         yield block
+        # The drivers give way to other tasks only where the server is slower than we are.
+        await asyncio.sleep(0)
 
 
 def sqlstate_of(error: BaseException) -> str | None:

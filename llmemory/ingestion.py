@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from llmemory.chunking import Piece, split
+from llmemory.chunking import split
 from llmemory.settings import Settings
 from llmemory.types import DocumentType
 from llmemory.validation import CheckedDocument
 
-__all__ = ["DocumentPlan", "PlannedChunk", "StoredChunk", "StoredDocument", "plan_document"]
+__all__ = [
+    "DocumentPlan",
+    "PlannedChunks",
+    "PlannedTexts",
+    "StoredChunks",
+    "StoredDocument",
+    "plan_document",
+    "plan_texts",
+]
 
+ID_BYTES = 16
+HASH_BYTES = 32
+NONE_LEFT = -1
 
 Status: TypeAlias = Literal["created", "replaced", "unchanged"]
 
@@ -47,36 +58,57 @@ class StoredDocument:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredChunk:
-    """A chunk as it is in the database.
+class StoredChunks:
+    """The chunks of a document as they are in the database, in order.
+
+    They are kept by column, here and below: a large document has tens of thousands, and an object
+    for each would take many times the room of its text.
 
     Attributes:
-        has_vector: Whether it has one in the space that is written to.
+        ids: 16 bytes each.
+        hashes: SHA-256 of the texts, 32 bytes each.
+        have_vectors: A byte each: 1 if it has a vector in the space that is written to, else 0.
     """
 
-    document_id: UUID
-    chunk_id: UUID
-    content_hash: bytes
-    has_vector: bool
+    ids: bytes
+    hashes: bytes
+    have_vectors: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedChunk:
-    """A chunk as it will be.
+class PlannedChunks:
+    """The chunks of a document as they will be, in order.
 
     Attributes:
-        stored: The stored chunk of the same text that it takes over, if any.
+        ids: 16 bytes each.
+        hashes: SHA-256 of the texts, 32 bytes each.
+        starts: Offset of each one's first character in the document.
+        ends: Offset behind its last character.
+        headings: Markdown headings above it, outermost first.
+        are_stored: A byte each: 1 if it takes over a stored chunk of the same text.
+        want_vectors: A byte each: 1 if its text must be embedded.
+        removed: Ids of the stored chunks that are not taken over, 16 bytes each.
     """
 
-    chunk_id: UUID
-    piece: Piece
-    content_hash: bytes
-    stored: StoredChunk | None
+    ids: bytearray = field(default_factory=bytearray)
+    hashes: bytearray = field(default_factory=bytearray)
+    starts: array[int] = field(default_factory=lambda: array("i"))
+    ends: array[int] = field(default_factory=lambda: array("i"))
+    headings: list[tuple[str, ...]] = field(default_factory=list)
+    are_stored: bytearray = field(default_factory=bytearray)
+    want_vectors: bytearray = field(default_factory=bytearray)
+    removed: bytearray = field(default_factory=bytearray)
 
-    @property
-    def needs_vector(self) -> bool:
-        """Whether its text must be embedded."""
-        return self.stored is None or not self.stored.has_vector
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def id_of(self, position: int) -> bytes:
+        """Return a chunk's id as 16 bytes."""
+        return _entry(self.ids, position, ID_BYTES)
+
+    def hash_of(self, position: int) -> bytes:
+        """Return the SHA-256 of a chunk's text."""
+        return _entry(self.hashes, position, HASH_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +118,14 @@ class DocumentPlan:
     Attributes:
         stored: What it replaces; the write fails if that has changed in between.
         status: What will have happened.
-        chunks: All of its chunks in order; None if they stay as they are.
+        chunks: All of its chunks; None if they stay as they are.
     """
 
     document: CheckedDocument
     document_id: UUID
     stored: StoredDocument | None
     status: Status
-    chunks: list[PlannedChunk] | None
+    chunks: PlannedChunks | None
 
     @property
     def chunk_count(self) -> int:
@@ -117,9 +149,66 @@ class DocumentPlan:
             and stored.metadata == document.metadata
         )
 
-    def to_embed(self) -> list[PlannedChunk]:
-        """Return the chunks whose texts must be embedded."""
-        return [chunk for chunk in self.chunks or () if chunk.needs_vector]
+    def content_of(self, position: int) -> str:
+        """Return the text of a chunk."""
+        assert self.chunks is not None
+        return self.document.content[self.chunks.starts[position] : self.chunks.ends[position]]
+
+    @property
+    def to_embed_count(self) -> int:
+        """How many chunks there are whose texts must be embedded."""
+        return 0 if self.chunks is None else self.chunks.want_vectors.count(1)
+
+    def to_embed(self) -> Iterator[int]:
+        """Yield the positions of these chunks."""
+        if self.chunks is not None:
+            yield from (at for at, wants in enumerate(self.chunks.want_vectors) if wants)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTexts:
+    """The different texts that plans have to embed.
+
+    Attributes:
+        hashes: SHA-256 of each, 32 bytes; those that have a vector already come first.
+        rows: For each chunk to embed, in the order of the plans, which of these is its text.
+        new: Plan and position of a chunk of each text that has no vector yet, one after the other.
+    """
+
+    hashes: bytearray
+    rows: array[int]
+    new: array[int]
+
+    def __len__(self) -> int:
+        """Return how many have no vector yet."""
+        return len(self.new) // 2
+
+    def contents(self, plans: Sequence[DocumentPlan]) -> Iterator[str]:
+        """Yield the texts that have no vector yet; `plans` are those that were given before."""
+        for plan, position in zip(self.new[::2], self.new[1::2], strict=True):
+            yield plans[plan].content_of(position)
+
+
+def plan_texts(plans: Iterable[DocumentPlan], known: bytes | bytearray = b"") -> PlannedTexts:
+    """Find out which texts are to be embedded, each once.
+
+    Args:
+        plans: What will be written.
+        known: Hashes of the texts that have vectors from an attempt before.
+    """
+    hashes = bytearray(known)
+    numbers = {_entry(known, row, HASH_BYTES): row for row in range(len(known) // HASH_BYTES)}
+    rows, new = array("i"), array("i")
+    for number, plan in enumerate(plans):
+        for position in plan.to_embed():
+            assert plan.chunks is not None
+            digest = plan.chunks.hash_of(position)
+            if digest not in numbers:
+                numbers[digest] = len(numbers)
+                hashes += digest
+                new.extend((number, position))
+            rows.append(numbers[digest])
+    return PlannedTexts(hashes, rows, new)
 
 
 def is_unchanged(document: CheckedDocument, stored: StoredDocument) -> bool:
@@ -135,7 +224,7 @@ def plan_document(
     document: CheckedDocument,
     settings: Settings,
     stored: StoredDocument | None = None,
-    stored_chunks: Sequence[StoredChunk] = (),
+    stored_chunks: StoredChunks | None = None,
 ) -> DocumentPlan:
     """Split `document` and find out which of its chunks are stored already.
 
@@ -143,12 +232,10 @@ def plan_document(
     for those that have no vector yet. A chunk whose text occurs among the stored ones takes over
     that chunk with its vector, so that only changed passages are embedded.
     """
-    if stored is not None and not stored_chunks and is_unchanged(document, stored):
+    if stored is not None and stored_chunks is None and is_unchanged(document, stored):
         return DocumentPlan(document, stored.document_id, stored, "unchanged", None)
-    reusable: defaultdict[bytes, list[StoredChunk]] = defaultdict(list)
-    for chunk in stored_chunks:
-        reusable[chunk.content_hash].append(chunk)
-    chunks = []
+    chunks = PlannedChunks()
+    reusable = _Reusable(stored_chunks or StoredChunks(b"", b"", b""))
     for piece in split(
         document.content,
         document.document_type,
@@ -156,12 +243,58 @@ def plan_document(
         chunk_overlap=settings.chunk_overlap,
     ):
         digest = hashlib.sha256(piece.content.encode()).digest()
-        same = reusable[digest].pop(0) if reusable.get(digest) else None
-        chunks.append(PlannedChunk(same.chunk_id if same else uuid7(), piece, digest, same))
+        same = reusable.take(digest)
+        chunks.ids.extend(uuid7().bytes if same is None else same.chunk_id)
+        chunks.hashes.extend(digest)
+        chunks.starts.append(piece.start)
+        chunks.ends.append(piece.end)
+        chunks.headings.append(piece.headings)
+        chunks.are_stored.append(same is not None)
+        chunks.want_vectors.append(same is None or not same.has_vector)
+    chunks.removed.extend(reusable.rest())
     if stored is None:
         return DocumentPlan(document, uuid7(), None, "created", chunks)
     status: Status = "unchanged" if is_unchanged(document, stored) else "replaced"
     return DocumentPlan(document, stored.document_id, stored, status, chunks)
+
+
+class _Reused(NamedTuple):
+    chunk_id: bytes
+    has_vector: bool
+
+
+class _Reusable:
+    """Stored chunks by their text, each to be taken once, the first of equal ones first."""
+
+    def __init__(self, chunks: StoredChunks) -> None:
+        self._chunks = chunks
+        count = len(chunks.have_vectors)
+        # By text the first that is left, and behind each the next of the same text.
+        self._first: dict[bytes, int] = {}
+        self._next = array("i", bytes(4 * count))
+        self._is_left = bytearray(b"\1") * count
+        for position in reversed(range(count)):
+            digest = _entry(chunks.hashes, position, HASH_BYTES)
+            self._next[position] = self._first.get(digest, NONE_LEFT)
+            self._first[digest] = position
+
+    def take(self, digest: bytes) -> _Reused | None:
+        position = self._first.get(digest, NONE_LEFT)
+        if position == NONE_LEFT:
+            return None
+        self._first[digest] = self._next[position]
+        self._is_left[position] = 0
+        chunks = self._chunks
+        return _Reused(_entry(chunks.ids, position, ID_BYTES), bool(chunks.have_vectors[position]))
+
+    def rest(self) -> bytes:
+        """Return the ids of those that were not taken."""
+        left = (position for position, is_left in enumerate(self._is_left) if is_left)
+        return b"".join(_entry(self._chunks.ids, position, ID_BYTES) for position in left)
+
+
+def _entry(column: bytes | bytearray, position: int, width: int) -> bytes:
+    return bytes(column[position * width : (position + 1) * width])
 
 
 def _splitting_rules(document_type: str) -> str:

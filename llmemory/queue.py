@@ -20,7 +20,7 @@ from llmemory.settings import Settings
 from llmemory.spaces import Space
 from llmemory.statements import documents as documents_sql
 from llmemory.statements import queue as sql
-from llmemory.types import Vectors
+from llmemory.types import HalfVectors
 
 __all__ = ["Queue"]
 
@@ -117,7 +117,8 @@ class Queue:
                 rows = await self._without_vector(connection, claim)
             vectors = await embed_checked(
                 self._embedder,
-                [row.content for row in rows],
+                (row.content for row in rows),
+                count=len(rows),
                 purpose="document",
                 batch_size=self._settings.embedding_batch_size,
             )
@@ -126,7 +127,7 @@ class Queue:
             raise
         await self._finish(claim, [row.chunk_id for row in rows], vectors)
 
-    async def _finish(self, claim: _Claim, chunk_ids: Sequence[UUID], vectors: Vectors) -> None:
+    async def _finish(self, claim: _Claim, chunk_ids: Sequence[UUID], vectors: HalfVectors) -> None:
         """Write the vectors of the chunks that are still there; a chunk's text never changes."""
         made = {chunk_id: number for number, chunk_id in enumerate(chunk_ids)}
         async with self._database.transaction() as connection:
@@ -143,7 +144,14 @@ class Queue:
                     ("owner_id", "chunk_id", "space_id", "embedding"),
                     binary_copy.vector_rows(
                         self._space.space_id,
-                        [(claim.owner_id, write, vectors[[made[chunk] for chunk in write]])],
+                        vectors,
+                        [
+                            binary_copy.VectorGroup(
+                                claim.owner_id,
+                                b"".join(chunk.bytes for chunk in write),
+                                [made[chunk] for chunk in write],
+                            )
+                        ],
                     ),
                 )
             # Replaced while we worked: its new chunks are a job still.

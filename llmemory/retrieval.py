@@ -13,7 +13,7 @@ from llmemory.models import Tables
 from llmemory.spaces import Space
 from llmemory.statements.filters import parameters, shape_of
 from llmemory.statements.search import EXCLUDED, SearchShape, search
-from llmemory.types import SearchResult, SearchType, Vectors
+from llmemory.types import HalfVectors, SearchResult, SearchType
 from llmemory.validation import SearchRequest
 
 __all__ = ["run_search"]
@@ -25,7 +25,7 @@ async def run_search(
     request: SearchRequest,
     *,
     space: Space,
-    embedding: Vectors | None,
+    embedding: HalfVectors | None,
     candidates: int,
     candidates_by_words: int,
 ) -> list[SearchResult]:
@@ -84,7 +84,7 @@ async def run_search(
     return [_result(row, request) for row in result.mappings()]
 
 
-def _vector_text(vector: Vectors) -> str:
+def _vector_text(vector: HalfVectors) -> str:
     # As text: a caller who registered pgvector's codecs on the engine would break a bound vector.
     return "[" + ",".join(map(str, vector.tolist())) + "]"
 

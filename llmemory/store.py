@@ -7,11 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 from uuid import UUID
 
-import anyio.to_thread
 from sqlalchemy import Row, RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 from uuid_utils.compat import uuid7
@@ -20,11 +19,12 @@ from llmemory import binary_copy
 from llmemory.drivers import copy_into, translated_errors
 from llmemory.errors import ConflictError
 from llmemory.filters import Filters
-from llmemory.ingestion import DocumentPlan, PlannedChunk, StoredChunk, StoredDocument
+from llmemory.ingestion import DocumentPlan, StoredChunks, StoredDocument
 from llmemory.models import Tables
 from llmemory.statements import documents as sql
 from llmemory.statements.filters import parameters, shape_of
-from llmemory.types import Document, DocumentListResult, OwnerStatistics, Vectors
+from llmemory.types import Document, DocumentListResult, HalfVectors, OwnerStatistics
+from llmemory.validation import CheckedDocument
 
 __all__ = ["Store"]
 
@@ -44,6 +44,7 @@ _CHUNK_COLUMNS = (
 )
 _BYTES_A_TOKEN = 4
 MOVES_A_STATEMENT = 2000
+LONG_CHARACTERS = 1_000_000
 
 
 class Store:
@@ -80,20 +81,14 @@ class Store:
         owner_id: str,
         document_ids: Sequence[UUID],
         space_id: int,
-    ) -> dict[UUID, list[StoredChunk]]:
-        """Return the stored chunks of each document, in order."""
-        found: defaultdict[UUID, list[StoredChunk]] = defaultdict(list)
-        values = {
-            "owner": owner_id,
-            "document_ids": list(document_ids),
-            "space": space_id,
-        }
+    ) -> dict[UUID, StoredChunks]:
+        """Return the stored chunks of each document."""
+        values = {"owner": owner_id, "document_ids": list(document_ids), "space": space_id}
         with translated_errors():
             rows = await connection.execute(sql.stored_chunks(self._tables), values)
-        # Of a large document some ten thousand: more than the event loop should build.
-        for chunk in await anyio.to_thread.run_sync(lambda: [StoredChunk(*row) for row in rows]):
-            found[chunk.document_id].append(chunk)
-        return found
+        return {
+            row.document_id: StoredChunks(row.ids, row.hashes, row.have_vectors) for row in rows
+        }
 
     async def write(
         self,
@@ -101,7 +96,8 @@ class Store:
         plans: Sequence[DocumentPlan],
         *,
         space_id: int,
-        vectors: Vectors | None,
+        vectors: HalfVectors | None,
+        rows: Sequence[int],
     ) -> None:
         """Write documents, chunks and vectors, or jobs in place of the vectors.
 
@@ -109,7 +105,8 @@ class Store:
             connection: In a transaction.
             plans: What to write.
             space_id: Space of the vectors or jobs.
-            vectors: One per text that the plans have to embed, in their order; None leaves jobs.
+            vectors: One per text that the plans have to embed; None leaves jobs.
+            rows: Which of them each chunk to embed has, in the order of the plans.
 
         Raises:
             ConflictError: A document is not what its plan was made for; nothing must be committed.
@@ -128,7 +125,7 @@ class Store:
             if vectors is None:
                 await self._queue(connection, plans, space_id, now)
             else:
-                await self._write_vectors(connection, plans, space_id, vectors)
+                await self._write_vectors(connection, plans, space_id, vectors, rows)
 
     async def _write_documents(
         self, connection: AsyncConnection, plans: Sequence[DocumentPlan], now: datetime
@@ -154,30 +151,42 @@ class Store:
                 sql.update_documents(self._tables),
                 {"owner": owner_id, **_document_arrays(group, now)},
             )
+        for document_id, document in ((plan.document_id, plan.document) for plan in plans):
+            if _is_long(document):
+                await connection.execute(
+                    sql.set_content(self._tables),
+                    {
+                        "owner": document.owner_id,
+                        "document": document_id,
+                        "text": document.content,
+                    },
+                )
 
     async def _replace_chunks(
         self, connection: AsyncConnection, plans: Sequence[DocumentPlan]
     ) -> None:
         replaced = (plan for plan in plans if plan.stored is not None and plan.chunks is not None)
         for owner_id, group in _by_owner(replaced):
-            kept = [
-                (position, chunk, plan.document.language)
-                for plan in group
-                for position, chunk in enumerate(plan.chunks or ())
-                if chunk.stored is not None
-            ]
-            await connection.execute(
-                sql.delete_chunks_except(self._tables),
-                {
-                    "owner": owner_id,
-                    "document_ids": [plan.document_id for plan in group],
-                    "kept": [chunk.chunk_id for _, chunk, _ in kept],
-                },
-            )
-            for start in range(0, len(kept), MOVES_A_STATEMENT):
-                moves = _move_arrays(kept[start : start + MOVES_A_STATEMENT])
+            removed = b"".join(plan.chunks.removed for plan in group if plan.chunks)
+            if removed:
                 await connection.execute(
-                    sql.move_chunks(self._tables), {"owner": owner_id, **moves}
+                    sql.delete_chunks(self._tables), {"owner": owner_id, "removed": removed}
+                )
+            translated = [
+                plan.document_id
+                for plan in group
+                if plan.stored and plan.stored.language != plan.document.language
+            ]
+            if translated:
+                await connection.execute(
+                    sql.change_language(self._tables),
+                    {"owner": owner_id, "document_ids": translated},
+                )
+            moves = _moves(group)
+            while part := list(islice(moves, MOVES_A_STATEMENT)):
+                await connection.execute(
+                    sql.move_chunks(self._tables),
+                    {"owner": owner_id, "moves": json.dumps(part, ensure_ascii=False)},
                 )
 
     async def _write_vectors(
@@ -185,20 +194,27 @@ class Store:
         connection: AsyncConnection,
         plans: Sequence[DocumentPlan],
         space_id: int,
-        vectors: Vectors,
+        vectors: HalfVectors,
+        rows: Sequence[int],
     ) -> None:
         groups = []
         start = 0
         for owner_id, group in groupby(plans, key=lambda plan: plan.document.owner_id):
-            ids = [chunk.chunk_id for plan in group for chunk in plan.to_embed()]
-            groups.append((owner_id, ids, vectors[start : start + len(ids)]))
-            start += len(ids)
+            ids = b"".join(
+                plan.chunks.id_of(position)
+                for plan in group
+                if plan.chunks
+                for position in plan.to_embed()
+            )
+            end = start + len(ids) // 16
+            groups.append(binary_copy.VectorGroup(owner_id, ids, rows[start:end]))
+            start = end
         if start:
             await copy_into(
                 connection,
                 self._tables.embeddings,
                 ("owner_id", "chunk_id", "space_id", "embedding"),
-                binary_copy.vector_rows(space_id, groups),
+                binary_copy.vector_rows(space_id, vectors, groups),
             )
         for owner_id, embedded in _by_owner(
             plan for plan in plans if plan.stored is not None and plan.chunks is not None
@@ -215,7 +231,7 @@ class Store:
         space_id: int,
         now: datetime,
     ) -> None:
-        for owner_id, group in _by_owner(plan for plan in plans if plan.to_embed()):
+        for owner_id, group in _by_owner(plan for plan in plans if plan.to_embed_count):
             await connection.execute(
                 sql.upsert_jobs(self._tables),
                 {
@@ -344,43 +360,53 @@ def _document_arrays(plans: Sequence[DocumentPlan], now: datetime) -> dict[str, 
         language=[document.language for document in documents],
         metadata=[json.dumps(document.metadata) for document in documents],
         content_hash=[document.content_hash for document in documents],
-        content=[document.content for document in documents],
+        content=["" if _is_long(document) else document.content for document in documents],
         chunk_count=[plan.chunk_count for plan in plans],
         updated_at=[now] * len(plans),
     )
 
 
-def _move_arrays(kept: Sequence[tuple[int, PlannedChunk, str]]) -> dict[str, Any]:
-    return sql.arrays(
-        chunk_id=[chunk.chunk_id for _, chunk, _ in kept],
-        position=[position for position, _, _ in kept],
-        headings=[sql.array_text(chunk.piece.headings) for _, chunk, _ in kept],
-        start_offset=[chunk.piece.start for _, chunk, _ in kept],
-        end_offset=[chunk.piece.end for _, chunk, _ in kept],
-        language=[language for _, _, language in kept],
-    )
+def _is_long(document: CheckedDocument) -> bool:
+    """Return whether the content travels by itself: drivers copy an array several times over."""
+    return len(document.content) > LONG_CHARACTERS
+
+
+def _moves(plans: Iterable[DocumentPlan]) -> Iterator[dict[str, Any]]:
+    for plan in plans:
+        if (chunks := plan.chunks) is None:
+            continue
+        for position, is_stored in enumerate(chunks.are_stored):
+            if is_stored:
+                yield {
+                    "chunk_id": chunks.id_of(position).hex(),
+                    "position": position,
+                    "headings": chunks.headings[position],
+                    "start_offset": chunks.starts[position],
+                    "end_offset": chunks.ends[position],
+                }
 
 
 def _chunk_rows(plans: Iterable[DocumentPlan]) -> Iterator[tuple[bytes, ...]]:
     for plan in plans:
+        if (chunks := plan.chunks) is None:
+            continue
         owner_id = binary_copy.text(plan.document.owner_id)
         document_id = binary_copy.raw(plan.document_id.bytes)
         language = binary_copy.text(plan.document.language)
-        for position, chunk in enumerate(plan.chunks or ()):
-            if chunk.stored is not None:
+        for position, is_stored in enumerate(chunks.are_stored):
+            if is_stored:
                 continue
-            piece = chunk.piece
-            content = piece.content.encode()
+            content = plan.content_of(position).encode()
             yield (
                 owner_id,
-                binary_copy.raw(chunk.chunk_id.bytes),
+                binary_copy.raw(chunks.id_of(position)),
                 document_id,
                 binary_copy.integer(position),
-                binary_copy.text_array(piece.headings),
+                binary_copy.text_array(chunks.headings[position]),
                 binary_copy.raw(content),
-                binary_copy.raw(chunk.content_hash),
-                binary_copy.integer(piece.start),
-                binary_copy.integer(piece.end),
+                binary_copy.raw(chunks.hash_of(position)),
+                binary_copy.integer(chunks.starts[position]),
+                binary_copy.integer(chunks.ends[position]),
                 # An estimate: common tokenizers make one token of some four bytes of English.
                 binary_copy.integer(-(-len(content) // _BYTES_A_TOKEN)),
                 language,

@@ -17,6 +17,7 @@ __all__ = [
     "DocumentHits",
     "DocumentListResult",
     "DocumentType",
+    "HalfVectors",
     "Health",
     "NewDocument",
     "OwnerStatistics",
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 Vectors: TypeAlias = "NDArray[np.float32]"
 """Embeddings, one a row: shape ``(texts, dimensions)``, or ``(dimensions,)`` for a single one."""
+
+HalfVectors: TypeAlias = "NDArray[np.float16]"
+"""Embeddings as they are stored, in half precision; shaped alike."""
 
 Timestamp: TypeAlias = Annotated[datetime, AfterValidator(lambda value: value.astimezone(UTC))]
 """A point in time, in UTC whichever time zone the driver gave it."""

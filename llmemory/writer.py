@@ -30,15 +30,17 @@ from llmemory.embedding.base import Embedder, embed_checked
 from llmemory.errors import ConflictError, DocumentNotFoundError, ValidationError
 from llmemory.ingestion import (
     DocumentPlan,
-    StoredChunk,
+    PlannedTexts,
+    StoredChunks,
     StoredDocument,
     is_unchanged,
     plan_document,
+    plan_texts,
 )
 from llmemory.settings import Settings
 from llmemory.spaces import Space
 from llmemory.store import Store, stored_document
-from llmemory.types import DocumentAddResult, NewDocument, Progress, Vectors
+from llmemory.types import DocumentAddResult, HalfVectors, NewDocument, Progress
 from llmemory.validation import CheckedDocument, checked_document
 
 __all__ = ["Documents", "Embed", "Writer"]
@@ -48,7 +50,6 @@ Documents: TypeAlias = (
     Iterable[NewDocument | Mapping[str, Any]] | AsyncIterable[NewDocument | Mapping[str, Any]]
 )
 
-Known: TypeAlias = dict[bytes, Vectors]
 Key: TypeAlias = tuple[str, str]
 
 ATTEMPTS = 40
@@ -65,14 +66,14 @@ class _Prepared:
     """A batch on its way: planned and embedded, not yet written.
 
     Attributes:
-        vectors: One for each chunk that needs one, in the order of the plans.
-        known: Vectors by the hash of their text, for another attempt.
+        texts: What the plans have to embed.
+        vectors: One for each text, or None where they are left for later.
     """
 
     documents: list[CheckedDocument]
     plans: list[DocumentPlan]
-    vectors: Vectors | None
-    known: Known
+    texts: PlannedTexts
+    vectors: HalfVectors | None
     started: float = field(default_factory=time.perf_counter)
 
     def results(self, embed: Embed) -> list[DocumentAddResult]:
@@ -162,7 +163,7 @@ class Writer:
         """
         started = time.perf_counter()
         attempt = 0
-        known: Known = {}
+        before: _Prepared | None = None
         while True:
             attempt += 1
             async with self._database.connect(session) as connection:
@@ -173,7 +174,7 @@ class Writer:
                         document_id=str(document_id),
                     )
                 stored = stored_document(rows[0])
-                before = {
+                values = {
                     "owner_id": owner_id,
                     "content": rows[0].content,
                     "document_name": stored.document_name,
@@ -184,15 +185,15 @@ class Writer:
                     "document_date": stored.document_date,
                     "language": stored.language,
                 }
-                document = await self.check({**before, **changes})
-                chunks: dict[UUID, list[StoredChunk]] = {}
+                document = await self.check({**values, **changes})
+                chunks: dict[UUID, StoredChunks] = {}
                 if _is_to_do(document, stored, embed):
                     chunks = await self._store.chunks_of(
                         connection, owner_id, [document_id], self._space.space_id
                     )
-            prepared = await self._planned([document], [stored], chunks, embed, known)
+            prepared = await self._planned([document], [stored], chunks, embed, before)
             prepared.started = started
-            known = prepared.known
+            before = prepared
             if await self._is_written(prepared, session, attempt):
                 return prepared.results(embed)[0]
 
@@ -303,11 +304,12 @@ class Writer:
         documents: list[CheckedDocument],
         embed: Embed,
         session: Session | None,
-        known: Known | None = None,
+        before: _Prepared | None = None,
     ) -> _Prepared:
-        started = time.perf_counter()
+        """Plan and embed; texts that an attempt `before` has embedded are not embedded again."""
+        started = time.perf_counter() if before is None else before.started
         stored, chunks = await self._read_stored(documents, embed, session)
-        prepared = await self._planned(documents, stored, chunks, embed, known)
+        prepared = await self._planned(documents, stored, chunks, embed, before)
         prepared.started = started
         return prepared
 
@@ -315,39 +317,50 @@ class Writer:
         self,
         documents: list[CheckedDocument],
         stored: list[StoredDocument | None],
-        chunks: dict[UUID, list[StoredChunk]],
+        chunks: dict[UUID, StoredChunks],
         embed: Embed,
-        known: Known | None = None,
+        before: _Prepared | None = None,
     ) -> _Prepared:
-        plans = await self._plan(documents, stored, chunks)
+        known = before.vectors if before is not None else None
+
+        def plan() -> tuple[list[DocumentPlan], PlannedTexts]:
+            plans = [
+                plan_document(
+                    document,
+                    self._settings,
+                    found,
+                    chunks.get(found.document_id) if found is not None else None,
+                )
+                for document, found in zip(documents, stored, strict=True)
+            ]
+            hashes = before.texts.hashes if before is not None and known is not None else b""
+            return plans, plan_texts(plans, hashes)
+
+        if sum(len(document.content) for document in documents) > INLINE_CHARACTERS:
+            plans, texts = await anyio.to_thread.run_sync(plan)
+        else:
+            plans, texts = plan()
         if embed == "later":
-            return _Prepared(documents, plans, None, {})
-        wanted = [chunk for plan in plans for chunk in plan.to_embed()]
-        made = dict(known or {})
-        texts = {
-            chunk.content_hash: chunk.piece.content
-            for chunk in wanted
-            if chunk.content_hash not in made
-        }
+            return _Prepared(documents, plans, texts, None)
         vectors = await embed_checked(
             self._embedder,
-            list(texts.values()),
+            texts.contents(plans),
+            count=len(texts),
             purpose="document",
             batch_size=self._settings.embedding_batch_size,
         )
-        made.update(zip(texts, vectors, strict=True))
-        if len(texts) < len(wanted):
+        if known is not None:
             import numpy as np
 
-            vectors = np.stack([made[chunk.content_hash] for chunk in wanted])
-        return _Prepared(documents, plans, vectors, made)
+            vectors = np.concatenate([known, vectors])
+        return _Prepared(documents, plans, texts, vectors)
 
     async def _read_stored(
         self, documents: list[CheckedDocument], embed: Embed, session: Session | None
-    ) -> tuple[list[StoredDocument | None], dict[UUID, list[StoredChunk]]]:
+    ) -> tuple[list[StoredDocument | None], dict[UUID, StoredChunks]]:
         """Return what each document replaces, and the chunks of those that there is work on."""
         found: list[StoredDocument | None] = [None] * len(documents)
-        chunks: dict[UUID, list[StoredChunk]] = {}
+        chunks: dict[UUID, StoredChunks] = {}
         wanted: defaultdict[str, dict[str, int]] = defaultdict(dict)
         for number, document in enumerate(documents):
             if document.external_id is not None:
@@ -369,36 +382,13 @@ class Writer:
                     )
         return found, chunks
 
-    async def _plan(
-        self,
-        documents: list[CheckedDocument],
-        stored: list[StoredDocument | None],
-        chunks: dict[UUID, list[StoredChunk]],
-    ) -> list[DocumentPlan]:
-        def plan() -> list[DocumentPlan]:
-            return [
-                plan_document(
-                    document,
-                    self._settings,
-                    before,
-                    chunks.get(before.document_id, ()) if before is not None else (),
-                )
-                for document, before in zip(documents, stored, strict=True)
-            ]
-
-        if sum(len(document.content) for document in documents) > INLINE_CHARACTERS:
-            return await anyio.to_thread.run_sync(plan)
-        return plan()
-
     async def _commit(
         self, prepared: _Prepared, embed: Embed, session: Session | None
     ) -> list[DocumentAddResult]:
         attempt = 1
         while not await self._is_written(prepared, session, attempt):
             attempt += 1
-            started = prepared.started
-            prepared = await self._prepare(prepared.documents, embed, session, prepared.known)
-            prepared.started = started
+            prepared = await self._prepare(prepared.documents, embed, session, prepared)
         return prepared.results(embed)
 
     async def _is_written(self, prepared: _Prepared, session: Session | None, attempt: int) -> bool:
@@ -409,7 +399,11 @@ class Writer:
         try:
             async with self._database.transaction(session) as connection:
                 await self._store.write(
-                    connection, plans, space_id=self._space.space_id, vectors=prepared.vectors
+                    connection,
+                    plans,
+                    space_id=self._space.space_id,
+                    vectors=prepared.vectors,
+                    rows=prepared.texts.rows,
                 )
         except ConflictError:
             # A caller's transaction has failed as a whole: only the caller can begin it anew.
@@ -427,7 +421,7 @@ def _is_to_do(document: CheckedDocument, stored: StoredDocument, embed: Embed) -
 
 
 def _result(plan: DocumentPlan, embed: Embed, spent_ms: float) -> DocumentAddResult:
-    wanting = len(plan.to_embed())
+    wanting = plan.to_embed_count
     return DocumentAddResult(
         document_id=str(plan.document_id),
         document_name=plan.document.document_name,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from llmemory.errors import (
@@ -11,7 +12,7 @@ from llmemory.errors import (
     EmbeddingError,
     LLMemoryError,
 )
-from llmemory.types import Vectors
+from llmemory.types import HalfVectors, Vectors
 
 __all__ = ["Embedder", "Purpose", "checked_embedder", "embed_checked", "provider_of"]
 
@@ -83,9 +84,12 @@ def provider_of(embedder: Embedder) -> str:
 
 
 async def embed_checked(
-    embedder: Embedder, texts: Sequence[str], *, purpose: Purpose, batch_size: int
-) -> Vectors:
-    """Embed `texts` batch by batch, check what comes back and scale it to length 1.
+    embedder: Embedder, texts: Iterable[str], *, count: int, purpose: Purpose, batch_size: int
+) -> HalfVectors:
+    """Embed `count` texts batch by batch, check what comes back and scale it to length 1.
+
+    The vectors of a long document are the largest part of what adding it holds, so that they have
+    the precision from the start that they are stored in.
 
     Cosine similarity does not see the length, but half precision would overflow or vanish at
     unusual ones. A vector of zeros stays as it is.
@@ -97,9 +101,10 @@ async def embed_checked(
     # Imported late: it would be a seventh of the time that importing the library takes.
     import numpy as np
 
-    vectors = np.empty((len(texts), embedder.dimensions), dtype=np.float32)
-    for start in range(0, len(texts), batch_size):
-        batch = texts[start : start + batch_size]
+    vectors = np.empty((count, embedder.dimensions), dtype=np.float16)
+    remaining = iter(texts)
+    for start in range(0, count, batch_size):
+        batch = list(islice(remaining, batch_size))
         made = await _embed_batch(embedder, batch, purpose)
         norms = np.linalg.norm(made.astype(np.float64), axis=1, keepdims=True)
         vectors[start : start + len(batch)] = made / np.where(norms > 0, norms, 1)

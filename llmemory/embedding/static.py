@@ -89,6 +89,8 @@ def _load_once(folder: Path) -> tuple[Tokenizer, NDArray[Any]]:
     )
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    # It would hold up to 10,000 whole texts, 100 MB: this tokenizer does not cut into words first.
+    tokenizer.model._resize_cache(0)
     tensors = load_file(str(folder / "weights" / "l2_supercat_256.safetensors"))
     (weights,) = tensors.values()
     return tokenizer, weights.astype(np.float32)

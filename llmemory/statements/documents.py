@@ -19,6 +19,7 @@ from sqlalchemy import (
     Uuid,
     and_,
     bindparam,
+    case,
     cast,
     column,
     delete,
@@ -30,7 +31,7 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, BYTEA, JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import ARRAY, BYTEA, JSON, JSONB, TIMESTAMP, aggregate_order_by
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql.dml import ReturningInsert
 from sqlalchemy.types import TypeEngine
@@ -41,9 +42,9 @@ from llmemory.statements.filters import FilterShape, conditions
 from llmemory.statements.values import read_json
 
 __all__ = [
-    "array_text",
     "arrays",
-    "delete_chunks_except",
+    "change_language",
+    "delete_chunks",
     "delete_documents",
     "delete_jobs",
     "delete_statistics",
@@ -55,6 +56,7 @@ __all__ = [
     "lock_documents",
     "move_chunks",
     "owner_statistics",
+    "set_content",
     "stored_chunks",
     "update_documents",
     "upsert_jobs",
@@ -86,12 +88,6 @@ def arrays(**values: Sequence[Any]) -> dict[str, Sequence[Any]]:
     A parameter of a column's own name would be taken for the column in SET.
     """
     return {f"{name}_array": value for name, value in values.items()}
-
-
-def array_text(values: Sequence[str]) -> str:
-    """Return `values` as PostgreSQL writes an array of text."""
-    escaped = (value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
-    return "{" + ",".join(f'"{value}"' for value in escaped) + "}"
 
 
 def _owner(table: Table) -> ColumnElement[bool]:
@@ -146,6 +142,17 @@ def update_documents(tables: Tables) -> Update:
     )
 
 
+@lru_cache(maxsize=256)
+def set_content(tables: Tables) -> Update:
+    """Give ``document`` its ``text``."""
+    documents = tables.documents
+    return (
+        update(documents)
+        .values(content=bindparam("text", type_=Text))
+        .where(_owner(documents), documents.c.document_id == bindparam("document", type_=Uuid()))
+    )
+
+
 def _existing(tables: Tables) -> AnySelect:
     column_, jobs = tables.documents.c, tables.embedding_jobs
     is_pending = exists().where(_owner(jobs), jobs.c.document_id == column_.document_id)
@@ -197,7 +204,9 @@ def lock_documents(tables: Tables) -> AnySelect:
 def stored_chunks(tables: Tables) -> AnySelect:
     """Read which chunks documents have and whether each has a vector in ``space``.
 
-    Served by ``ix_chunks_owner_id_document_id_position`` and the key of embeddings.
+    One row a document with its chunks by column, each packed into one value: a large document has
+    more chunks than an event loop should meet as rows. Served by
+    ``ix_chunks_owner_id_document_id_position`` and the key of embeddings.
     """
     chunks, embeddings = tables.chunks, tables.embeddings
     has_vector = exists().where(
@@ -205,63 +214,82 @@ def stored_chunks(tables: Tables) -> AnySelect:
         embeddings.c.chunk_id == chunks.c.chunk_id,
         embeddings.c.space_id == bindparam("space", type_=SmallInteger),
     )
+    one, none = literal(b"\1", BYTEA), literal(b"\0", BYTEA)
+
+    def packed(value: ColumnElement[Any], name: str) -> ColumnElement[Any]:
+        in_order = aggregate_order_by(literal(b"", BYTEA), chunks.c.position)
+        return func.string_agg(value, in_order, type_=BYTEA).label(name)
+
     return (
         select(
             chunks.c.document_id,
-            chunks.c.chunk_id,
-            chunks.c.content_hash,
-            has_vector.label("has_vector"),
+            packed(func.uuid_send(chunks.c.chunk_id), "ids"),
+            packed(chunks.c.content_hash, "hashes"),
+            packed(case((has_vector, one), else_=none), "have_vectors"),
         )
         .where(_owner(chunks), _any(chunks.c.document_id, "document_ids"))
-        .order_by(chunks.c.document_id, chunks.c.position)
+        .group_by(chunks.c.document_id)
     )
 
 
 @lru_cache(maxsize=256)
-def delete_chunks_except(tables: Tables) -> Delete:
-    """Delete the chunks of ``document_ids`` that are not among ``kept``; vectors go with them."""
+def delete_chunks(tables: Tables) -> Delete:
+    """Delete chunks by ``removed``, their ids packed into one value; vectors go with them."""
     chunks = tables.chunks
-    kept = func.all(bindparam("kept", type_=ARRAY(Uuid())))
+    removed = bindparam("removed", type_=BYTEA)
+    start = func.generate_series(1, func.length(removed), 16, type_=Integer).column_valued("start")
+    chunk_id = func.encode(func.substring(removed, start, 16), "hex")
     return delete(chunks).where(
-        _owner(chunks), _any(chunks.c.document_id, "document_ids"), chunks.c.chunk_id != kept
+        _owner(chunks), chunks.c.chunk_id.in_(select(cast(chunk_id, Uuid())))
+    )
+
+
+@lru_cache(maxsize=256)
+def change_language(tables: Tables) -> Update:
+    """Give the chunks of ``document_ids`` the language of their documents."""
+    chunks, documents = tables.chunks, tables.documents
+    return (
+        update(chunks)
+        .values(language=documents.c.language)
+        .where(
+            _owner(chunks),
+            _any(chunks.c.document_id, "document_ids"),
+            _owner(documents),
+            documents.c.document_id == chunks.c.document_id,
+            chunks.c.language != documents.c.language,
+        )
     )
 
 
 @lru_cache(maxsize=256)
 def move_chunks(tables: Tables) -> Update:
-    """Give kept chunks their new place in the document, from arrays; unmoved ones stay as is."""
+    """Give kept chunks their new place in the document; unmoved ones stay as they are.
+
+    They come as one JSON value, ``moves``, since an array of arrays must be rectangular and lists
+    of headings are not.
+    """
     chunks = tables.chunks
-    rows = _rows(
-        {
-            "chunk_id": Uuid(),
-            "position": Integer(),
-            "headings": Text(),
-            "start_offset": Integer(),
-            "end_offset": Integer(),
-            "language": Text(),
-        }
+    given = (
+        func.json_to_recordset(cast(bindparam("moves", type_=Text), JSON))
+        .table_valued(
+            column("chunk_id", Uuid()),
+            column("position", Integer()),
+            column("headings", ARRAY(Text())),
+            column("start_offset", Integer()),
+            column("end_offset", Integer()),
+        )
+        .render_derived(name="given", with_types=True)
+        .c
     )
-    # An array of arrays must be rectangular, so each list of headings travels as text.
-    headings = cast(rows.c.headings, ARRAY(Text()))
+    # Not the language: the words of the text would be taken apart anew for each chunk.
+    places = ("position", "headings", "start_offset", "end_offset")
     return (
         update(chunks)
-        .values(
-            position=rows.c.position,
-            headings=headings,
-            start_offset=rows.c.start_offset,
-            end_offset=rows.c.end_offset,
-            language=rows.c.language,
-        )
+        .values({name: given[name] for name in places})
         .where(
             _owner(chunks),
-            chunks.c.chunk_id == rows.c.chunk_id,
-            or_(
-                chunks.c.position != rows.c.position,
-                chunks.c.start_offset != rows.c.start_offset,
-                chunks.c.end_offset != rows.c.end_offset,
-                chunks.c.language != rows.c.language,
-                chunks.c.headings != headings,
-            ),
+            chunks.c.chunk_id == given.chunk_id,
+            or_(*(chunks.c[name] != given[name] for name in places)),
         )
     )
 
