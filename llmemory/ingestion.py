@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -170,26 +170,38 @@ class PlannedTexts:
     """The different texts that plans have to embed.
 
     Attributes:
-        hashes: SHA-256 of each, 32 bytes; those that have a vector already come first.
-        rows: For each chunk to embed, in the order of the plans, which of these is its text.
-        new: Plan and position of a chunk of each text that has no vector yet, one after the other.
+        new: Those that have no vector yet.
+        hashes: SHA-256 of all, 32 bytes each: first of those that have one, then of `new`.
+        rows: For each chunk to embed, in the order of the plans, which of all is its text.
     """
 
+    new: Sequence[str]
     hashes: bytearray
     rows: array[int]
-    new: array[int]
+
+
+class _Contents(Sequence[str]):
+    """Texts of chunks, cut out of their documents when they are looked at."""
+
+    def __init__(self, plans: Sequence[DocumentPlan]) -> None:
+        self._plans = plans
+        self._of_plan = array("i")
+        self._position = array("i")
+
+    def append(self, plan: int, position: int) -> None:
+        self._of_plan.append(plan)
+        self._position.append(position)
 
     def __len__(self) -> int:
-        """Return how many have no vector yet."""
-        return len(self.new) // 2
+        return len(self._position)
 
-    def contents(self, plans: Sequence[DocumentPlan]) -> Iterator[str]:
-        """Yield the texts that have no vector yet; `plans` are those that were given before."""
-        for plan, position in zip(self.new[::2], self.new[1::2], strict=True):
-            yield plans[plan].content_of(position)
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return self._plans[self._of_plan[index]].content_of(self._position[index])
 
 
-def plan_texts(plans: Iterable[DocumentPlan], known: bytes | bytearray = b"") -> PlannedTexts:
+def plan_texts(plans: Sequence[DocumentPlan], known: bytes | bytearray = b"") -> PlannedTexts:
     """Find out which texts are to be embedded, each once.
 
     Args:
@@ -198,7 +210,8 @@ def plan_texts(plans: Iterable[DocumentPlan], known: bytes | bytearray = b"") ->
     """
     hashes = bytearray(known)
     numbers = {_entry(known, row, HASH_BYTES): row for row in range(len(known) // HASH_BYTES)}
-    rows, new = array("i"), array("i")
+    new = _Contents(plans)
+    rows = array("i")
     for number, plan in enumerate(plans):
         for position in plan.to_embed():
             assert plan.chunks is not None
@@ -206,9 +219,9 @@ def plan_texts(plans: Iterable[DocumentPlan], known: bytes | bytearray = b"") ->
             if digest not in numbers:
                 numbers[digest] = len(numbers)
                 hashes += digest
-                new.extend((number, position))
+                new.append(number, position)
             rows.append(numbers[digest])
-    return PlannedTexts(hashes, rows, new)
+    return PlannedTexts(new, hashes, rows)
 
 
 def is_unchanged(document: CheckedDocument, stored: StoredDocument) -> bool:

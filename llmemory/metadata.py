@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from enum import Enum
@@ -17,6 +17,7 @@ from llmemory.settings import Settings
 __all__ = [
     "check_characters",
     "checked_metadata",
+    "encoded_parts",
     "integer_text",
     "plain_mapping",
     "plain_text",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 MOST_DIGITS = 400
+PART_CHARACTERS = 100_000
 
 
 def checked_metadata(
@@ -137,10 +139,17 @@ def check_characters(value: str, name: str) -> None:
 
 def _is_encodable(value: str) -> bool:
     try:
-        value.encode()
+        for _ in encoded_parts(value):
+            pass
     except UnicodeEncodeError:
         return False
     return True
+
+
+def encoded_parts(text: str) -> Iterator[bytes]:
+    """Yield `text` in UTF-8, in parts: a whole copy of a long one would count."""
+    for start in range(0, len(text), PART_CHARACTERS):
+        yield text[start : start + PART_CHARACTERS].encode()
 
 
 def refuse(name: str, problem: str) -> NoReturn:

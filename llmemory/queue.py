@@ -117,8 +117,7 @@ class Queue:
                 rows = await self._without_vector(connection, claim)
             vectors = await embed_checked(
                 self._embedder,
-                (row.content for row in rows),
-                count=len(rows),
+                [row.content for row in rows],
                 purpose="document",
                 batch_size=self._settings.embedding_batch_size,
             )

@@ -19,6 +19,7 @@ from llmemory.filters import Filters, checked_metadata_filter
 from llmemory.metadata import (
     check_characters,
     checked_metadata,
+    encoded_parts,
     integer_text,
     plain_text,
     refuse,
@@ -103,11 +104,11 @@ def checked_document(
         document.get("document_type", DocumentType.GENERAL), DocumentType, "document_type"
     )
     content = checked_text(document.get("content"), "content")
-    encoded = content.encode()
-    if len(encoded) > settings.max_content_bytes:
+    content_hash, size = _hash_and_size(content)
+    if size > settings.max_content_bytes:
         refuse(
             "content",
-            f"has {len(encoded)} bytes, more than max_content_bytes = "
+            f"has {size} bytes, more than max_content_bytes = "
             f"{settings.max_content_bytes}; split it or raise the setting",
         )
     name = document.get("document_name")
@@ -120,7 +121,7 @@ def checked_document(
         document_name=checked_text(name, "document_name", settings.max_name_length),
         document_type=document_type,
         content=content,
-        content_hash=hashlib.sha256(encoded).digest(),
+        content_hash=content_hash,
         id_at_origin=_optional_identifier(document.get("id_at_origin"), "id_at_origin", settings),
         external_id=_optional_identifier(document.get("external_id"), "external_id", settings),
         metadata=checked_metadata(document.get("additional_metadata"), settings),
@@ -319,6 +320,14 @@ def _choice(value: object, choices: type[Choice], name: str) -> Choice:
     if choice is None:
         refuse(name, f"must be one of {', '.join(choices)}")
     return choice
+
+
+def _hash_and_size(text: str) -> tuple[bytes, int]:
+    digest, size = hashlib.sha256(), 0
+    for part in encoded_parts(text):
+        digest.update(part)
+        size += len(part)
+    return digest.digest(), size
 
 
 def _language(value: object) -> str | None:

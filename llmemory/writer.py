@@ -344,8 +344,7 @@ class Writer:
             return _Prepared(documents, plans, texts, None)
         vectors = await embed_checked(
             self._embedder,
-            texts.contents(plans),
-            count=len(texts),
+            texts.new,
             purpose="document",
             batch_size=self._settings.embedding_batch_size,
         )

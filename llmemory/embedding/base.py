@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from llmemory.errors import (
@@ -84,9 +83,9 @@ def provider_of(embedder: Embedder) -> str:
 
 
 async def embed_checked(
-    embedder: Embedder, texts: Iterable[str], *, count: int, purpose: Purpose, batch_size: int
+    embedder: Embedder, texts: Sequence[str], *, purpose: Purpose, batch_size: int
 ) -> HalfVectors:
-    """Embed `count` texts batch by batch, check what comes back and scale it to length 1.
+    """Embed `texts` batch by batch, check what comes back and scale it to length 1.
 
     The vectors of a long document are the largest part of what adding it holds, so that they have
     the precision from the start that they are stored in.
@@ -101,10 +100,9 @@ async def embed_checked(
     # Imported late: it would be a seventh of the time that importing the library takes.
     import numpy as np
 
-    vectors = np.empty((count, embedder.dimensions), dtype=np.float16)
-    remaining = iter(texts)
-    for start in range(0, count, batch_size):
-        batch = list(islice(remaining, batch_size))
+    vectors = np.empty((len(texts), embedder.dimensions), dtype=np.float16)
+    for start in range(0, len(texts), batch_size):
+        batch = texts[start : start + batch_size]
         made = await _embed_batch(embedder, batch, purpose)
         norms = np.linalg.norm(made.astype(np.float64), axis=1, keepdims=True)
         vectors[start : start + len(batch)] = made / np.where(norms > 0, norms, 1)

@@ -78,16 +78,19 @@ def test_arrays_of_text(values: list[str]) -> None:
 @pytest.mark.parametrize("dimensions", [1, 3, 256, 1536])
 def test_vectors(count: int, dimensions: int) -> None:
     vectors = np.random.default_rng(1).standard_normal((count, dimensions)).astype(np.float32)
+    vectors = vectors.astype(np.float16)
     ids = [uuid4() for _ in range(count)]
-    found: Any = rows_of(binary_copy.vector_rows(7, [("öwner", ids, vectors)]))
+    rows = list(reversed(range(count)))
+    group = binary_copy.VectorGroup("öwner", b"".join(chunk.bytes for chunk in ids), rows)
+    found: Any = rows_of(binary_copy.vector_rows(7, vectors, [group]))
     assert len(found) == count
-    for row, chunk_id, vector in zip(found, ids, vectors, strict=True):
-        owner, identifier, space, halfvec = row
+    for written, chunk_id, vector in zip(found, ids, reversed(vectors), strict=True):
+        owner, identifier, space, halfvec = written
         assert owner == "öwner".encode()
         assert identifier == chunk_id.bytes
         assert struct.unpack("!h", space) == (7,)
         assert struct.unpack_from("!hh", halfvec) == (dimensions, 0)
-        assert np.array_equal(np.frombuffer(halfvec[4:], dtype=">f2"), vector.astype(np.float16))
+        assert np.array_equal(np.frombuffer(halfvec[4:], dtype=">f2"), vector)
 
 
 def test_blocks_are_bounded() -> None:

@@ -11,10 +11,12 @@ import pytest
 from llmemory import DocumentType, Settings
 from llmemory.ingestion import (
     DocumentPlan,
-    StoredChunk,
+    PlannedChunks,
+    StoredChunks,
     StoredDocument,
     is_unchanged,
     plan_document,
+    plan_texts,
 )
 from llmemory.validation import CheckedDocument, checked_document
 
@@ -27,7 +29,7 @@ def document(content: str = "Text.", **more: Any) -> CheckedDocument:
     )
 
 
-def stored(plan: DocumentPlan, *, vectors: bool = True) -> tuple[StoredDocument, list[StoredChunk]]:
+def stored(plan: DocumentPlan, *, vectors: bool = True) -> tuple[StoredDocument, StoredChunks]:
     """Return what the database holds after `plan`; fields of later versions get their default."""
     checked = plan.document
     values: dict[str, Any] = {
@@ -45,11 +47,26 @@ def stored(plan: DocumentPlan, *, vectors: bool = True) -> tuple[StoredDocument,
     names = StoredDocument.__dataclass_fields__
     values |= {"is_pending": False} if "is_pending" in names else {}
     values |= {name: None for name in names if name not in values}
-    chunks = [
-        StoredChunk(plan.document_id, chunk.chunk_id, chunk.content_hash, vectors)
-        for chunk in plan.chunks or ()
-    ]
-    return StoredDocument(**values), chunks
+    written = chunks_of(plan)
+    have_vectors = bytes([vectors]) * len(written)
+    return StoredDocument(**values), StoredChunks(
+        bytes(written.ids), bytes(written.hashes), have_vectors
+    )
+
+
+def chunks_of(plan: DocumentPlan) -> PlannedChunks:
+    assert plan.chunks is not None
+    return plan.chunks
+
+
+def ids_of(plan: DocumentPlan) -> list[bytes]:
+    chunks = chunks_of(plan)
+    return [chunks.id_of(position) for position in range(len(chunks))]
+
+
+def embedded(plan: DocumentPlan) -> list[str]:
+    """Return the texts that a plan has to embed, one per chunk."""
+    return [plan.content_of(position) for position in plan.to_embed()]
 
 
 def lines(*words: str) -> str:
@@ -62,21 +79,22 @@ def plan(content: str, before: DocumentPlan | None = None, **more: Any) -> Docum
     was, chunks = stored(before)
     given = document(content, **more)
     # As the writer does: the chunks of what has not changed are not read.
-    return plan_document(given, SETTINGS, was, () if is_unchanged(given, was) else chunks)
+    return plan_document(given, SETTINGS, was, None if is_unchanged(given, was) else chunks)
 
 
 def test_a_new_document_embeds_all() -> None:
     made = plan(lines("alpha", "beta"))
     assert (made.status, made.chunk_count) == ("created", 2)
-    assert made.to_embed() == made.chunks
+    assert embedded(made) == lines("alpha", "beta").split("\n\n")
+    assert made.to_embed_count == 2
     assert not made.writes_nothing
-    assert len({chunk.chunk_id for chunk in made.chunks or ()}) == 2
+    assert len(set(ids_of(made))) == 2
 
 
 def test_the_same_again_writes_nothing() -> None:
     before = plan(lines("alpha", "beta"))
     again = plan(lines("alpha", "beta"), before)
-    assert (again.status, again.chunks, again.to_embed()) == ("unchanged", None, [])
+    assert (again.status, again.chunks, embedded(again)) == ("unchanged", None, [])
     assert again.writes_nothing
     assert (again.document_id, again.chunk_count) == (before.document_id, 2)
 
@@ -117,9 +135,10 @@ def test_what_makes_splitting_necessary(change: dict[str, Any], expected: bool) 
 def test_kept_chunks_keep_their_ids_and_vectors() -> None:
     before = plan(lines("alpha", "beta", "gamma"))
     after = plan(lines("gamma", "new", "alpha"), before)
-    ids = [chunk.chunk_id for chunk in before.chunks or ()]
-    assert [chunk.chunk_id for chunk in after.chunks or ()][::2] == [ids[2], ids[0]]
-    assert [chunk.piece.content[:3] for chunk in after.to_embed()] == ["new"]
+    first, second, third = ids_of(before)
+    assert ids_of(after)[::2] == [third, first]
+    assert [text[:3] for text in embedded(after)] == ["new"]
+    assert chunks_of(after).removed == second
     assert after.status == "replaced"
     assert after.document_id == before.document_id
 
@@ -128,33 +147,54 @@ def test_a_kept_chunk_without_a_vector_is_embedded() -> None:
     before = plan(lines("alpha", "beta"))
     was, chunks = stored(before, vectors=False)
     after = plan_document(document(lines("alpha", "new")), SETTINGS, was, chunks)
-    assert len(after.to_embed()) == 2
-    assert (after.chunks or [])[0].stored == chunks[0]
+    assert after.to_embed_count == 2
+    assert ids_of(after)[0] == ids_of(before)[0]
+    assert list(chunks_of(after).are_stored) == [True, False]
 
 
 def test_equal_chunks_are_kept_one_for_one() -> None:
     before = plan(lines("same", "same", "same"))
     fewer = plan(lines("same", "same"), before)
     more = plan(lines("same", "same", "same", "same"), before)
-    assert len({chunk.chunk_id for chunk in fewer.chunks or ()}) == 2
-    assert len({chunk.chunk_id for chunk in more.chunks or ()}) == 4
-    assert (len(fewer.to_embed()), len(more.to_embed())) == (0, 1)
+    assert ids_of(fewer) == ids_of(before)[:2]
+    assert chunks_of(fewer).removed == ids_of(before)[2]
+    assert ids_of(more)[:3] == ids_of(before)
+    assert len(set(ids_of(more))) == 4
+    assert (fewer.to_embed_count, more.to_embed_count) == (0, 1)
 
 
 def test_another_language_keeps_all_chunks() -> None:
     after = plan(lines("alpha", "beta"), plan(lines("alpha", "beta")), language="german")
     assert after.status == "replaced"
-    assert after.to_embed() == []
-    assert all(chunk.stored is not None for chunk in after.chunks or ())
+    assert embedded(after) == []
+    assert all(chunks_of(after).are_stored)
+    assert not chunks_of(after).removed
 
 
 def test_chunks_of_nobody_are_not_taken() -> None:
-    foreign = StoredChunk(uuid4(), uuid4(), hashlib.sha256(b"other").digest(), True)
+    foreign = StoredChunks(uuid4().bytes, hashlib.sha256(b"other").digest(), b"\1")
     was, _ = stored(plan("Text."))
-    after = plan_document(document("New."), SETTINGS, was, [foreign])
-    assert len(after.to_embed()) == 1
+    after = plan_document(document("New."), SETTINGS, was, foreign)
+    assert after.to_embed_count == 1
+    assert chunks_of(after).removed == foreign.ids
+
+
+def test_a_text_that_occurs_twice_is_embedded_once() -> None:
+    plans = [plan(lines("same", "other", "same")), plan(lines("new", "other"))]
+    texts = plan_texts(plans)
+    assert [text[:3] for text in texts.new] == ["sam", "oth", "new"]
+    assert texts.new[1:] == [texts.new[1], texts.new[2]]
+    assert list(texts.rows) == [0, 1, 0, 2, 1]
+
+
+def test_what_an_attempt_before_has_embedded_is_not_embedded_again() -> None:
+    before = plan_texts([plan(lines("alpha", "beta"))])
+    plans = [plan(lines("beta", "gamma", "alpha"))]
+    texts = plan_texts(plans, before.hashes)
+    assert [text[:5] for text in texts.new] == ["gamma"]
+    assert list(texts.rows) == [1, 2, 0]
 
 
 def test_markdown_is_split_at_headings() -> None:
     made = plan("# A\n\nfirst\n\n# B\n\nsecond", document_type=DocumentType.MARKDOWN)
-    assert [chunk.piece.headings for chunk in made.chunks or ()] == [("A",), ("B",)]
+    assert chunks_of(made).headings == [("A",), ("B",)]
