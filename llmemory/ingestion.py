@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -12,7 +13,7 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from llmemory.chunking import split
+from llmemory.chunking import Piece, split
 from llmemory.settings import Settings
 from llmemory.types import DocumentType
 from llmemory.validation import CheckedDocument
@@ -25,6 +26,7 @@ __all__ = [
     "StoredDocument",
     "plan_document",
     "plan_texts",
+    "rows_by_hash",
 ]
 
 ID_BYTES = 16
@@ -75,6 +77,11 @@ class StoredChunks:
     have_vectors: bytes
 
 
+class _Reused(NamedTuple):
+    chunk_id: bytes
+    has_vector: bool
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedChunks:
     """The chunks of a document as they will be, in order.
@@ -84,7 +91,8 @@ class PlannedChunks:
         hashes: SHA-256 of the texts, 32 bytes each.
         starts: Offset of each one's first character in the document.
         ends: Offset behind its last character.
-        headings: Markdown headings above it, outermost first.
+        headings: Markdown headings above each, as JSON arrays one behind the other.
+        headings_ends: Where each of these ends.
         are_stored: A byte each: 1 if it takes over a stored chunk of the same text.
         want_vectors: A byte each: 1 if its text must be embedded.
         removed: Ids of the stored chunks that are not taken over, 16 bytes each.
@@ -94,13 +102,31 @@ class PlannedChunks:
     hashes: bytearray = field(default_factory=bytearray)
     starts: array[int] = field(default_factory=lambda: array("i"))
     ends: array[int] = field(default_factory=lambda: array("i"))
-    headings: list[tuple[str, ...]] = field(default_factory=list)
+    headings: bytearray = field(default_factory=bytearray)
+    headings_ends: array[int] = field(default_factory=lambda: array("i"))
     are_stored: bytearray = field(default_factory=bytearray)
     want_vectors: bytearray = field(default_factory=bytearray)
     removed: bytearray = field(default_factory=bytearray)
 
     def __len__(self) -> int:
         return len(self.starts)
+
+    def append(self, piece: Piece, digest: bytes, stored: _Reused | None) -> None:
+        """Add the chunk of `piece`, which takes over the `stored` one, if any."""
+        self.ids.extend(uuid7().bytes if stored is None else stored.chunk_id)
+        self.hashes.extend(digest)
+        self.starts.append(piece.start)
+        self.ends.append(piece.end)
+        self.headings.extend(json.dumps(piece.headings).encode())
+        self.headings_ends.append(len(self.headings))
+        self.are_stored.append(stored is not None)
+        self.want_vectors.append(stored is None or not stored.has_vector)
+
+    def headings_of(self, position: int) -> list[str]:
+        """Return the headings above a chunk, outermost first."""
+        start = self.headings_ends[position - 1] if position else 0
+        found: list[str] = json.loads(self.headings[start : self.headings_ends[position]])
+        return found
 
     def id_of(self, position: int) -> bytes:
         """Return a chunk's id as 16 bytes."""
@@ -159,10 +185,12 @@ class DocumentPlan:
         """How many chunks there are whose texts must be embedded."""
         return 0 if self.chunks is None else self.chunks.want_vectors.count(1)
 
-    def to_embed(self) -> Iterator[int]:
-        """Yield the positions of these chunks."""
-        if self.chunks is not None:
-            yield from (at for at, wants in enumerate(self.chunks.want_vectors) if wants)
+    def to_embed(self) -> Iterator[tuple[int, bytes]]:
+        """Yield position and hash of each of these chunks."""
+        if (chunks := self.chunks) is not None:
+            for position, wants_vector in enumerate(chunks.want_vectors):
+                if wants_vector:
+                    yield position, chunks.hash_of(position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +199,11 @@ class PlannedTexts:
 
     Attributes:
         new: Those that have no vector yet.
-        hashes: SHA-256 of all, 32 bytes each: first of those that have one, then of `new`.
-        rows: For each chunk to embed, in the order of the plans, which of all is its text.
+        rows: For each chunk to embed, in the order of the plans, the row of its vector. Rows of
+            `new` follow those of the vectors there were.
     """
 
     new: Sequence[str]
-    hashes: bytearray
     rows: array[int]
 
 
@@ -201,27 +228,32 @@ class _Contents(Sequence[str]):
         return self._plans[self._of_plan[index]].content_of(self._position[index])
 
 
-def plan_texts(plans: Sequence[DocumentPlan], known: bytes | bytearray = b"") -> PlannedTexts:
+def plan_texts(
+    plans: Sequence[DocumentPlan], known: Mapping[bytes, int] | None = None, known_rows: int = 0
+) -> PlannedTexts:
     """Find out which texts are to be embedded, each once.
 
     Args:
         plans: What will be written.
-        known: Hashes of the texts that have vectors from an attempt before.
+        known: Rows of the vectors that an attempt before has made, by the hash of their text.
+        known_rows: How many of these vectors there are.
     """
-    hashes = bytearray(known)
-    numbers = {_entry(known, row, HASH_BYTES): row for row in range(len(known) // HASH_BYTES)}
+    row_of = dict(known or {})
     new = _Contents(plans)
     rows = array("i")
     for number, plan in enumerate(plans):
-        for position in plan.to_embed():
-            assert plan.chunks is not None
-            digest = plan.chunks.hash_of(position)
-            if digest not in numbers:
-                numbers[digest] = len(numbers)
-                hashes += digest
+        for position, digest in plan.to_embed():
+            if digest not in row_of:
+                row_of[digest] = known_rows + len(new)
                 new.append(number, position)
-            rows.append(numbers[digest])
-    return PlannedTexts(new, hashes, rows)
+            rows.append(row_of[digest])
+    return PlannedTexts(new, rows)
+
+
+def rows_by_hash(plans: Iterable[DocumentPlan], rows: Sequence[int]) -> dict[bytes, int]:
+    """Return the row of each text's vector, by its hash; `rows` are those of ``plan_texts``."""
+    hashes = (digest for plan in plans for _, digest in plan.to_embed())
+    return dict(zip(hashes, rows, strict=True))
 
 
 def is_unchanged(document: CheckedDocument, stored: StoredDocument) -> bool:
@@ -256,24 +288,12 @@ def plan_document(
         chunk_overlap=settings.chunk_overlap,
     ):
         digest = hashlib.sha256(piece.content.encode()).digest()
-        same = reusable.take(digest)
-        chunks.ids.extend(uuid7().bytes if same is None else same.chunk_id)
-        chunks.hashes.extend(digest)
-        chunks.starts.append(piece.start)
-        chunks.ends.append(piece.end)
-        chunks.headings.append(piece.headings)
-        chunks.are_stored.append(same is not None)
-        chunks.want_vectors.append(same is None or not same.has_vector)
+        chunks.append(piece, digest, reusable.take(digest))
     chunks.removed.extend(reusable.rest())
     if stored is None:
         return DocumentPlan(document, uuid7(), None, "created", chunks)
     status: Status = "unchanged" if is_unchanged(document, stored) else "replaced"
     return DocumentPlan(document, stored.document_id, stored, status, chunks)
-
-
-class _Reused(NamedTuple):
-    chunk_id: bytes
-    has_vector: bool
 
 
 class _Reusable:

@@ -204,7 +204,7 @@ class Store:
                 plan.chunks.id_of(position)
                 for plan in group
                 if plan.chunks
-                for position in plan.to_embed()
+                for position, _ in plan.to_embed()
             )
             end = start + len(ids) // 16
             groups.append(binary_copy.VectorGroup(owner_id, ids, rows[start:end]))
@@ -380,7 +380,7 @@ def _moves(plans: Iterable[DocumentPlan]) -> Iterator[dict[str, Any]]:
                 yield {
                     "chunk_id": chunks.id_of(position).hex(),
                     "position": position,
-                    "headings": chunks.headings[position],
+                    "headings": chunks.headings_of(position),
                     "start_offset": chunks.starts[position],
                     "end_offset": chunks.ends[position],
                 }
@@ -402,7 +402,7 @@ def _chunk_rows(plans: Iterable[DocumentPlan]) -> Iterator[tuple[bytes, ...]]:
                 binary_copy.raw(chunks.id_of(position)),
                 document_id,
                 binary_copy.integer(position),
-                binary_copy.text_array(chunks.headings[position]),
+                binary_copy.text_array(chunks.headings_of(position)),
                 binary_copy.raw(content),
                 binary_copy.raw(chunks.hash_of(position)),
                 binary_copy.integer(chunks.starts[position]),

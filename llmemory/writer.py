@@ -36,6 +36,7 @@ from llmemory.ingestion import (
     is_unchanged,
     plan_document,
     plan_texts,
+    rows_by_hash,
 )
 from llmemory.settings import Settings
 from llmemory.spaces import Space
@@ -66,13 +67,13 @@ class _Prepared:
     """A batch on its way: planned and embedded, not yet written.
 
     Attributes:
-        texts: What the plans have to embed.
-        vectors: One for each text, or None where they are left for later.
+        rows: For each chunk to embed, in the order of the plans, which of the vectors it has.
+        vectors: One for each different text, or None where they are left for later.
     """
 
     documents: list[CheckedDocument]
     plans: list[DocumentPlan]
-    texts: PlannedTexts
+    rows: Sequence[int]
     vectors: HalfVectors | None
     started: float = field(default_factory=time.perf_counter)
 
@@ -333,15 +334,17 @@ class Writer:
                 )
                 for document, found in zip(documents, stored, strict=True)
             ]
-            hashes = before.texts.hashes if before is not None and known is not None else b""
-            return plans, plan_texts(plans, hashes)
+            if before is None or known is None:
+                return plans, plan_texts(plans)
+            rows = rows_by_hash(before.plans, before.rows)
+            return plans, plan_texts(plans, rows, len(known))
 
         if sum(len(document.content) for document in documents) > INLINE_CHARACTERS:
             plans, texts = await anyio.to_thread.run_sync(plan)
         else:
             plans, texts = plan()
         if embed == "later":
-            return _Prepared(documents, plans, texts, None)
+            return _Prepared(documents, plans, texts.rows, None)
         vectors = await embed_checked(
             self._embedder,
             texts.new,
@@ -352,7 +355,7 @@ class Writer:
             import numpy as np
 
             vectors = np.concatenate([known, vectors])
-        return _Prepared(documents, plans, texts, vectors)
+        return _Prepared(documents, plans, texts.rows, vectors)
 
     async def _read_stored(
         self, documents: list[CheckedDocument], embed: Embed, session: Session | None
@@ -402,7 +405,7 @@ class Writer:
                     plans,
                     space_id=self._space.space_id,
                     vectors=prepared.vectors,
-                    rows=prepared.texts.rows,
+                    rows=prepared.rows,
                 )
         except ConflictError:
             # A caller's transaction has failed as a whole: only the caller can begin it anew.

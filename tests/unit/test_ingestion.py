@@ -17,6 +17,7 @@ from llmemory.ingestion import (
     is_unchanged,
     plan_document,
     plan_texts,
+    rows_by_hash,
 )
 from llmemory.validation import CheckedDocument, checked_document
 
@@ -66,7 +67,7 @@ def ids_of(plan: DocumentPlan) -> list[bytes]:
 
 def embedded(plan: DocumentPlan) -> list[str]:
     """Return the texts that a plan has to embed, one per chunk."""
-    return [plan.content_of(position) for position in plan.to_embed()]
+    return [plan.content_of(position) for position, _ in plan.to_embed()]
 
 
 def lines(*words: str) -> str:
@@ -188,13 +189,15 @@ def test_a_text_that_occurs_twice_is_embedded_once() -> None:
 
 
 def test_what_an_attempt_before_has_embedded_is_not_embedded_again() -> None:
-    before = plan_texts([plan(lines("alpha", "beta"))])
+    before = [plan(lines("alpha", "beta", "alpha"))]
+    known = rows_by_hash(before, plan_texts(before).rows)
+    assert list(known.values()) == [0, 1]
     plans = [plan(lines("beta", "gamma", "alpha"))]
-    texts = plan_texts(plans, before.hashes)
+    texts = plan_texts(plans, known, 2)
     assert [text[:5] for text in texts.new] == ["gamma"]
     assert list(texts.rows) == [1, 2, 0]
 
 
 def test_markdown_is_split_at_headings() -> None:
     made = plan("# A\n\nfirst\n\n# B\n\nsecond", document_type=DocumentType.MARKDOWN)
-    assert chunks_of(made).headings == [("A",), ("B",)]
+    assert [chunks_of(made).headings_of(position) for position in range(2)] == [["A"], ["B"]]
