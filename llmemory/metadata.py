@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Iterator, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -19,6 +20,7 @@ __all__ = [
     "checked_metadata",
     "encoded_parts",
     "integer_text",
+    "is_blank",
     "plain_mapping",
     "plain_text",
     "refuse",
@@ -26,6 +28,8 @@ __all__ = [
 
 MOST_DIGITS = 400
 PART_CHARACTERS = 100_000
+# Blanks that Unicode counts among letters and symbols; a zero width space is a format character.
+_FILLERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 
 
 def checked_metadata(
@@ -150,6 +154,14 @@ def encoded_parts(text: str) -> Iterator[bytes]:
     """Yield `text` in UTF-8, in parts: a whole copy of a long one would count."""
     for start in range(0, len(text), PART_CHARACTERS):
         yield text[start : start + PART_CHARACTERS].encode()
+
+
+def is_blank(text: str) -> bool:
+    """Return whether nothing of `text` can be seen: white space and characters without a form."""
+    return all(
+        character.isspace() or character in _FILLERS or unicodedata.category(character) == "Cf"
+        for character in text.lstrip()
+    )
 
 
 def refuse(name: str, problem: str) -> NoReturn:

@@ -215,6 +215,7 @@ class Settings(BaseSettings):
     @field_validator("language")
     @classmethod
     def _check_language(cls, value: str) -> str:
+        value = value.strip().lower()
         if value not in LANGUAGES:
             raise ConfigurationError(
                 f"language {value!r} is not known; use one of {', '.join(LANGUAGES)}."

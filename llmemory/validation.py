@@ -7,11 +7,12 @@ refused, never cleaned away.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 from uuid import UUID
 
 from llmemory.errors import DocumentNotFoundError
@@ -21,6 +22,7 @@ from llmemory.metadata import (
     checked_metadata,
     encoded_parts,
     integer_text,
+    is_blank,
     plain_text,
     refuse,
 )
@@ -103,7 +105,10 @@ def checked_document(
     document_type = _choice(
         document.get("document_type", DocumentType.GENERAL), DocumentType, "document_type"
     )
-    content = checked_text(document.get("content"), "content")
+    for key in ("owner_id", "content"):
+        if key not in document:
+            refuse(key, "is missing: a document needs owner_id, document_name and content")
+    content = checked_text(document["content"], "content")
     content_hash, size = _hash_and_size(content)
     if size > settings.max_content_bytes:
         refuse(
@@ -113,7 +118,7 @@ def checked_document(
         )
     name = document.get("document_name")
     if document_type is DocumentType.EMAIL and (
-        name is None or (isinstance(name, str) and not name.strip())
+        name is None or (isinstance(name, str) and is_blank(name))
     ):
         name = NAMELESS_EMAIL
     return CheckedDocument(
@@ -233,7 +238,7 @@ def checked_text(value: object, name: str, longest: int | None = None) -> str:
     if not isinstance(value, str):
         refuse(name, f"must be text, not {type(value).__name__}")
     value = plain_text(value)
-    if not value or value.isspace():
+    if is_blank(value):
         refuse(name, "must not be empty or blank")
     if longest is not None and len(value) > longest:
         refuse(name, f"has {len(value)} characters, more than {longest}")
@@ -333,9 +338,10 @@ def _hash_and_size(text: str) -> tuple[bytes, int]:
 def _language(value: object) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str) or value not in LANGUAGES:
+    language = plain_text(value).strip().lower() if isinstance(value, str) else None
+    if language not in LANGUAGES:
         refuse("language", f"must be one of {', '.join(LANGUAGES)}")
-    return value
+    return language
 
 
 def _moment(value: object, name: str, *, end_of_day: bool = False) -> datetime | None:
@@ -372,9 +378,9 @@ def _parsed_moment(value: str) -> date | None:
 
 
 def _integer(value: object, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         refuse(name, f"must be an integer, not {type(value).__name__}")
-    return value
+    return operator.index(value)
 
 
 def _fraction(value: object, name: str) -> float:

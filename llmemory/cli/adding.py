@@ -25,8 +25,9 @@ from rich.text import Text
 
 from llmemory import files
 from llmemory.cli.running import GivenSettings, with_memory
-from llmemory.cli.terminal import output, print_error, remarks
+from llmemory.cli.terminal import output, print_error, print_remark, remarks
 from llmemory.errors import ValidationError
+from llmemory.metadata import is_blank
 from llmemory.settings import LANGUAGES, Settings
 from llmemory.types import DocumentAddResult, DocumentType, NewDocument
 from llmemory.types import Progress as BulkProgress
@@ -56,13 +57,15 @@ class Addition:
 
     results: list[DocumentAddResult] = field(default_factory=list)
     failed: int = 0
+    skipped: int = 0
 
     def summary(self) -> str:
         """Return the counts as one line."""
         count = Counter(result.status for result in self.results)
+        skipped = f", {self.skipped} skipped" if self.skipped else ""
         return (
             f"{count['created']} created, {count['replaced']} replaced, "
-            f"{count['unchanged']} unchanged, {self.failed} failed"
+            f"{count['unchanged']} unchanged, {self.failed} failed{skipped}"
         )
 
 
@@ -82,8 +85,8 @@ def add(
     `*.pptx`, `*.html`, `*.htm` and `*.eml`. A file named by itself may be any text in UTF-8.
 
     Adding a path again replaces what it was; a file that has not changed costs next to nothing,
-    so an interrupted command can simply be given again. A file that cannot be added is reported,
-    the others are added all the same, and the exit code is 1.
+    so an interrupted command can simply be given again. An empty file is skipped. A file that
+    cannot be added is reported, the others are added all the same, and the exit code is 1.
 
     Args:
         paths: Files or folders.
@@ -177,13 +180,14 @@ async def add_sources(
         document_type=document_type,
         settings=memory.settings,
     )
-    failed_before = addition.failed
+    passed_over_before = addition.failed + addition.skipped
     with _progress_bar() as bar:
         task = bar.add_task("Adding", total=len(sources))
         written = 0
 
         def show_progress() -> None:
-            bar.update(task, completed=written + addition.failed - failed_before)
+            passed_over = addition.failed + addition.skipped - passed_over_before
+            bar.update(task, completed=written + passed_over)
 
         def on_progress(progress: BulkProgress) -> None:
             nonlocal written
@@ -199,7 +203,12 @@ async def add_sources(
                     print_error(str(error))
                     show_progress()
                 else:
-                    yield document
+                    if document is None:
+                        addition.skipped += 1
+                        print_remark(f"{_printable(str(source.path))} is empty; skipped.")
+                        show_progress()
+                    else:
+                        yield document
 
         addition.results = await memory.add_documents(documents(), on_progress=on_progress)
 
@@ -211,8 +220,11 @@ def _read(
     language: str | None,
     document_type: DocumentType | None,
     settings: Settings,
-) -> NewDocument:
+) -> NewDocument | None:
+    """Return the file as a document, or None if there is no text in it."""
     found = files.read_file(source.path, settings)
+    if is_blank(found.content):
+        return None
     document = NewDocument(
         owner_id=owner,
         document_name=(

@@ -25,6 +25,7 @@ __all__ = [
     "print_error",
     "print_hits",
     "print_json",
+    "print_remark",
     "print_values",
     "remarks",
 ]
@@ -56,6 +57,11 @@ def _one_line(text: str) -> str:
 def print_error(message: str) -> None:
     """Print `message` as one line, in red, to stderr."""
     remarks.print(Text(f"error: {_one_line(message)}", style="red"), soft_wrap=True)
+
+
+def print_remark(message: str) -> None:
+    """Print `message` as one line to stderr."""
+    remarks.print(Text(_one_line(message)), soft_wrap=True)
 
 
 def print_json(value: BaseModel | Sequence[BaseModel]) -> None:

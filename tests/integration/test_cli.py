@@ -168,22 +168,27 @@ def test_adding_again_updates(run: Run, notes: Path) -> None:
 
 def test_bad_files_are_named_and_the_others_added(run: Run, notes: Path, tmp_path: Path) -> None:
     (notes / "latin.txt").write_bytes("Stra\xdfe".encode("latin-1"))
-    (notes / "empty.md").write_text(" \n")
     (notes / "null.txt").write_text("a\0b")
     paper = tmp_path / "paper.pdf"
     paper.write_bytes(b"%PDF-1.7")
     done = run("add", notes, paper, tmp_path / "missing.md", code=1)
-    assert done.stdout == "2 created, 0 replaced, 0 unchanged, 5 failed\n"
+    assert done.stdout == "2 created, 0 replaced, 0 unchanged, 4 failed\n"
     problems = done.stderr.splitlines()
-    assert len(problems) == 5
+    assert len(problems) == 4
     for name, reason in {
         "latin.txt": "is no text in UTF-8 (byte 4)",
-        "empty.md": "content",
         "null.txt": "NUL",
         "paper.pdf": "cannot be converted: it is broken, encrypted or no .pdf file",
         "missing.md": "No such file",
     }.items():
         assert any(name in problem and reason in problem for problem in problems), problems
+
+
+def test_an_empty_file_is_skipped(run: Run, notes: Path) -> None:
+    (notes / "empty.md").write_text(" \n\u200b")
+    done = run("add", notes)
+    assert done.stderr == f"{notes / 'empty.md'} is empty; skipped.\n"
+    assert done.stdout == "2 created, 0 replaced, 0 unchanged, 0 failed, 1 skipped\n"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -218,7 +223,7 @@ def test_many_files_are_added_in_batches(run: Run, tmp_path: Path) -> None:
     folder.mkdir()
     for number in range(600):
         (folder / f"{number:03}.txt").write_text(f"Note {number} of many.")
-    (folder / "300.txt").write_text("")
+    (folder / "300.txt").write_text("a\0b")
     done = run("add", folder, code=1)
     assert done.stdout == "599 created, 0 replaced, 0 unchanged, 1 failed\n"
 

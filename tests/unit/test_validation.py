@@ -10,12 +10,14 @@ from types import MappingProxyType
 from typing import Any
 from uuid import UUID, uuid4
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmemory import DocumentNotFoundError, DocumentType, NewDocument, Settings, ValidationError
 from llmemory.filters import Filters
+from llmemory.metadata import is_blank
 from llmemory.validation import (
     checked_document,
     checked_document_ids,
@@ -50,13 +52,46 @@ def test_json_passes_unchanged(metadata: dict[str, Any]) -> None:
 
 @given(st.text(max_size=30))
 def test_text_is_refused_or_unchanged(text: str) -> None:
-    bad = not text.strip() or "\0" in text or any("\ud800" <= c <= "\udfff" for c in text)
+    bad = is_blank(text) or "\0" in text or any("\ud800" <= c <= "\udfff" for c in text)
     if not bad:
         assert checked_text(text, "name") == text
         return
     with pytest.raises(ValidationError) as caught:
         checked_text(text, "name")
     assert caught.value.field == "name"
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "\u00a0\u2003\n", "\u200b", "\ufeff", "\u200e \u2060", "\u3164", "\u2800"]
+)
+def test_what_cannot_be_seen_is_blank(text: str) -> None:
+    assert is_blank(text)
+    assert not is_blank(f"{text}.{text}")
+
+
+@pytest.mark.parametrize("language", ["german", "German", " GERMAN "])
+def test_a_language_is_known_in_any_case(language: str) -> None:
+    values = {"owner_id": "a", "document_name": "n", "content": "c", "language": language}
+    assert checked_document(values, SETTINGS).language == "german"
+    assert Settings(language=language).language == "german"
+
+
+def test_whole_numbers_of_other_types_are_taken() -> None:
+    page = checked_page(np.int64(2), np.uint8(3), SETTINGS)
+    assert page == (2, 3)
+    assert [type(number) for number in page] == [int, int]
+    for number in (np.float64(2), np.bool_(True), True, "2"):
+        with pytest.raises(ValidationError, match="integer"):
+            checked_page(number, 0, SETTINGS)
+
+
+@pytest.mark.parametrize("key", ["owner_id", "content"])
+def test_a_missing_key_is_named(key: str) -> None:
+    values = {"owner_id": "a", "document_name": "n", "content": "c"}
+    del values[key]
+    with pytest.raises(ValidationError, match=f"{key} is missing") as caught:
+        checked_document(values, SETTINGS)
+    assert caught.value.field == key
 
 
 class Color(str, enum.Enum):  # noqa: UP042
