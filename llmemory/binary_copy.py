@@ -16,7 +16,7 @@ __all__ = ["VectorGroup", "blocks", "integer", "raw", "text", "text_array", "vec
 _HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
 _TRAILER = struct.pack("!h", -1)
 _TEXT_OID = 25
-_ROWS_A_BLOCK = 256
+_ROWS_A_BLOCK = 128
 
 _length = struct.Struct("!i").pack
 _count = struct.Struct("!h").pack

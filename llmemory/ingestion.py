@@ -117,15 +117,19 @@ class PlannedChunks:
         self.hashes.extend(digest)
         self.starts.append(piece.start)
         self.ends.append(piece.end)
-        self.headings.extend(json.dumps(piece.headings).encode())
+        self.headings.extend(json.dumps(piece.headings, ensure_ascii=False).encode())
         self.headings_ends.append(len(self.headings))
         self.are_stored.append(stored is not None)
         self.want_vectors.append(stored is None or not stored.has_vector)
 
+    def headings_json(self, position: int) -> str:
+        """Return the headings above a chunk, outermost first, as a JSON array."""
+        start = self.headings_ends[position - 1] if position else 0
+        return self.headings[start : self.headings_ends[position]].decode()
+
     def headings_of(self, position: int) -> list[str]:
         """Return the headings above a chunk, outermost first."""
-        start = self.headings_ends[position - 1] if position else 0
-        found: list[str] = json.loads(self.headings[start : self.headings_ends[position]])
+        found: list[str] = json.loads(self.headings_json(position))
         return found
 
     def id_of(self, position: int) -> bytes:

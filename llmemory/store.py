@@ -43,7 +43,7 @@ _CHUNK_COLUMNS = (
     "language",
 )
 _BYTES_A_TOKEN = 4
-MOVES_A_STATEMENT = 2000
+MOVES_A_STATEMENT = 1000
 LONG_CHARACTERS = 1_000_000
 
 
@@ -186,7 +186,7 @@ class Store:
             while part := list(islice(moves, MOVES_A_STATEMENT)):
                 await connection.execute(
                     sql.move_chunks(self._tables),
-                    {"owner": owner_id, "moves": json.dumps(part, ensure_ascii=False)},
+                    {"owner": owner_id, "moves": f"[{','.join(part)}]"},
                 )
 
     async def _write_vectors(
@@ -200,12 +200,7 @@ class Store:
         groups = []
         start = 0
         for owner_id, group in groupby(plans, key=lambda plan: plan.document.owner_id):
-            ids = b"".join(
-                plan.chunks.id_of(position)
-                for plan in group
-                if plan.chunks
-                for position, _ in plan.to_embed()
-            )
+            ids = b"".join(map(_ids_to_embed, group))
             end = start + len(ids) // 16
             groups.append(binary_copy.VectorGroup(owner_id, ids, rows[start:end]))
             start = end
@@ -371,19 +366,28 @@ def _is_long(document: CheckedDocument) -> bool:
     return len(document.content) > LONG_CHARACTERS
 
 
-def _moves(plans: Iterable[DocumentPlan]) -> Iterator[dict[str, Any]]:
+def _ids_to_embed(plan: DocumentPlan) -> bytes:
+    import numpy as np
+
+    if plan.chunks is None:
+        return b""
+    wanting = np.frombuffer(plan.chunks.want_vectors, dtype=np.bool_)
+    return np.frombuffer(plan.chunks.ids, dtype="V16")[wanting].tobytes()
+
+
+def _moves(plans: Iterable[DocumentPlan]) -> Iterator[str]:
+    """Yield where each kept chunk belongs, as JSON objects."""
     for plan in plans:
         if (chunks := plan.chunks) is None:
             continue
         for position, is_stored in enumerate(chunks.are_stored):
             if is_stored:
-                yield {
-                    "chunk_id": chunks.id_of(position).hex(),
-                    "position": position,
-                    "headings": chunks.headings_of(position),
-                    "start_offset": chunks.starts[position],
-                    "end_offset": chunks.ends[position],
-                }
+                yield (
+                    f'{{"chunk_id": "{chunks.id_of(position).hex()}", "position": {position}, '
+                    f'"start_offset": {chunks.starts[position]}, '
+                    f'"end_offset": {chunks.ends[position]}, '
+                    f'"headings": {chunks.headings_json(position)}}}'
+                )
 
 
 def _chunk_rows(plans: Iterable[DocumentPlan]) -> Iterator[tuple[bytes, ...]]:
