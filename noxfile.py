@@ -132,7 +132,7 @@ def install(
     session: nox.Session,
     group: str,
     *others: str,
-    extras: str = "[embedded,cli,files,openai,flask,fastapi,django]",
+    extras: str = "[embedded,cli,detect,files,openai,flask,fastapi,django]",
 ) -> None:
     """Install the clone in development mode with a dependency group."""
     requirements = dependency_groups(PYPROJECT, group)

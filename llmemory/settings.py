@@ -9,45 +9,9 @@ from pydantic import ValidationError as PydanticValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from llmemory.errors import ConfigurationError
+from llmemory.languages import AUTO, LANGUAGES
 
-__all__ = ["LANGUAGES", "Settings", "checked_schema"]
-
-LANGUAGES = (
-    "simple",
-    "arabic",
-    "armenian",
-    "basque",
-    "catalan",
-    "danish",
-    "dutch",
-    "english",
-    "finnish",
-    "french",
-    "german",
-    "greek",
-    "hindi",
-    "hungarian",
-    "indonesian",
-    "irish",
-    "italian",
-    "lithuanian",
-    "nepali",
-    "norwegian",
-    "portuguese",
-    "romanian",
-    "russian",
-    "serbian",
-    "spanish",
-    "swedish",
-    "tamil",
-    "turkish",
-    "yiddish",
-    "chinese",
-    "japanese",
-    "korean",
-    "thai",
-)
-"""What documents may be written in: PostgreSQL's configurations, and scripts without spaces."""
+__all__ = ["Settings", "checked_schema"]
 
 # PostgreSQL cuts a longer identifier silently: two tenants' schemas could become one.
 MAX_IDENTIFIER_BYTES = 63
@@ -216,9 +180,9 @@ class Settings(BaseSettings):
     @classmethod
     def _check_language(cls, value: str) -> str:
         value = value.strip().lower()
-        if value not in LANGUAGES:
+        if value not in {AUTO, *LANGUAGES}:
             raise ConfigurationError(
-                f"language {value!r} is not known; use one of {', '.join(LANGUAGES)}."
+                f"language {value!r} is not known; use {AUTO} or one of {', '.join(LANGUAGES)}."
             )
         return value
 

@@ -17,6 +17,7 @@ from uuid import UUID
 
 from llmemory.errors import DocumentNotFoundError
 from llmemory.filters import Filters, checked_metadata_filter
+from llmemory.languages import AUTO, LANGUAGES, detected_language
 from llmemory.metadata import (
     check_characters,
     checked_metadata,
@@ -27,7 +28,7 @@ from llmemory.metadata import (
     refuse,
 )
 from llmemory.queries import Query, parsed_query
-from llmemory.settings import LANGUAGES, Settings
+from llmemory.settings import Settings
 from llmemory.types import DocumentType, NewDocument, SearchType
 
 __all__ = [
@@ -131,7 +132,9 @@ def checked_document(
         external_id=_optional_identifier(document.get("external_id"), "external_id", settings),
         metadata=checked_metadata(document.get("additional_metadata"), settings),
         document_date=_document_date(document.get("document_date")),
-        language=_language(document.get("language")) or settings.language,
+        language=_document_language(
+            _language(document.get("language"), AUTO) or settings.language, document_type, content
+        ),
     )
 
 
@@ -335,13 +338,20 @@ def _hash_and_size(text: str) -> tuple[bytes, int]:
     return digest.digest(), size
 
 
-def _language(value: object) -> str | None:
+def _language(value: object, *others: str) -> str | None:
     if value is None:
         return None
     language = plain_text(value).strip().lower() if isinstance(value, str) else None
-    if language not in LANGUAGES:
-        refuse("language", f"must be one of {', '.join(LANGUAGES)}")
+    if language not in {*others, *LANGUAGES}:
+        refuse("language", f"must be one of {', '.join((*others, *LANGUAGES))}")
     return language
+
+
+def _document_language(language: str, document_type: DocumentType, content: str) -> str:
+    if language != AUTO:
+        return language
+    # Names and keywords are no language's words.
+    return "simple" if document_type is DocumentType.CODE else detected_language(content)
 
 
 def _moment(value: object, name: str, *, end_of_day: bool = False) -> datetime | None:

@@ -38,6 +38,7 @@ from llmemory.ingestion import (
     plan_texts,
     rows_by_hash,
 )
+from llmemory.languages import AUTO
 from llmemory.settings import Settings
 from llmemory.spaces import Space
 from llmemory.store import Store, stored_document
@@ -103,15 +104,21 @@ class Writer:
     async def check(
         self, document: NewDocument | Mapping[str, Any], index: int | None = None
     ) -> CheckedDocument:
-        """Return `document` checked; a long one is checked in a worker thread.
+        """Return `document` checked; what takes long is done in a worker thread.
 
         Raises:
             ValidationError: It may not be stored; ``index`` says which of many it is.
         """
-        given = document.content if isinstance(document, NewDocument) else None
-        if isinstance(document, Mapping):
-            given = document.get("content")
-        if isinstance(given, str) and len(given) > INLINE_CHARACTERS:
+        given, language = (
+            (document.content, document.language)
+            if isinstance(document, NewDocument)
+            else (document.get("content"), document.get("language"))
+            if isinstance(document, Mapping)
+            else (None, None)
+        )
+        is_long = isinstance(given, str) and len(given) > INLINE_CHARACTERS
+        # The detector of languages is loaded at its first use.
+        if is_long or AUTO in {str(language).lower(), self._settings.language}:
             return await anyio.to_thread.run_sync(self._check, document, index)
         return self._check(document, index)
 

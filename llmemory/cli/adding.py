@@ -27,8 +27,9 @@ from llmemory import files
 from llmemory.cli.running import GivenSettings, with_memory
 from llmemory.cli.terminal import output, print_error, print_remark, remarks
 from llmemory.errors import ValidationError
+from llmemory.languages import AUTO, LANGUAGES
 from llmemory.metadata import is_blank
-from llmemory.settings import LANGUAGES, Settings
+from llmemory.settings import Settings
 from llmemory.types import DocumentAddResult, DocumentType, NewDocument
 from llmemory.types import Progress as BulkProgress
 from llmemory.validation import checked_document, checked_identifier
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from llmemory.core import AsyncMemory
 
 __all__ = ["Addition", "Source", "add", "add_sources"]
+
+CHOSEN_LANGUAGE = Parameter(choices=(AUTO, *LANGUAGES), show_choices=False)
 
 
 class Source(NamedTuple):
@@ -74,7 +77,9 @@ def add(
     /,
     *,
     owner: str = "default",
-    language: Annotated[str | None, Parameter(choices=LANGUAGES, show_choices=False)] = None,
+    language: Annotated[
+        str | None, Parameter(choices=(AUTO, *LANGUAGES), show_choices=False)
+    ] = None,
     document_type: Annotated[DocumentType | None, Parameter(name="--type")] = None,
     settings: GivenSettings,
 ) -> int:

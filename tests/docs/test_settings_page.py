@@ -9,7 +9,7 @@ import pytest
 from annotated_types import Ge, Gt, Le
 
 from llmemory import Settings
-from llmemory.settings import LANGUAGES
+from llmemory.languages import AUTO, LANGUAGES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 ROW = re.compile(r"^\| `(\w+)` \| `(LLMEMORY_\w+)` \| (.+?) \| (.+?) \| (.+?) \|$", re.MULTILINE)
@@ -46,4 +46,4 @@ def shown(default: object) -> str:
 
 def test_languages() -> None:
     listed = PAGE.rpartition("## Languages")[2]
-    assert all(f"`{language}`" in listed for language in LANGUAGES)
+    assert all(f"`{language}`" in listed for language in (AUTO, *LANGUAGES))

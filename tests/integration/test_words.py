@@ -8,7 +8,7 @@ import pytest
 from integration.helpers import fetch
 from plugins.memories import MakeMemory
 
-from llmemory import AsyncMemory, Settings
+from llmemory import AsyncMemory, Settings, ValidationError
 
 pytestmark = pytest.mark.anyio
 
@@ -211,3 +211,25 @@ async def test_postings_are_the_owners_own(memory: AsyncMemory, database_url: st
     (_, ours), (_, theirs) = rows
     assert len(ours) == len(theirs) == 2
     assert not set(ours) & set(theirs)
+
+
+async def test_a_documents_language_is_detected(make_memory: MakeMemory) -> None:
+    memory = make_memory(settings=Settings(language="auto"))
+    contents = {
+        "german": "Die Mitarbeiter haben fünfundzwanzig Tage Urlaub im Jahr.",
+        "french": "Les salariés ont droit à vingt-cinq jours de congés par an.",
+        "english": "The employees have twenty-five days of annual leave.",
+        "japanese": "従業員には年間二十五日の休暇があります。",
+        "simple": "12345 67890",
+    }
+    added = {
+        language: await memory.add_document("acme", language, content)
+        for language, content in contents.items()
+    }
+    code = await memory.add_document("acme", "code", "def leave(): ...", document_type="code")
+    named = await memory.add_document("acme", "named", contents["french"], language="English")
+    for language, result in {**added, "simple": code, "english": named}.items():
+        assert (await memory.get_document("acme", result.document_id)).language == language
+    assert await found(memory, "Mitarbeiterin Tag") == {"german"}
+    with pytest.raises(ValidationError, match="language"):
+        await memory.search("acme", "leave", language="auto")
