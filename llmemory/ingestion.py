@@ -91,7 +91,8 @@ class PlannedChunks:
         hashes: SHA-256 of the texts, 32 bytes each.
         starts: Offset of each one's first character in the document.
         ends: Offset behind its last character.
-        headings: Markdown headings above each, as JSON arrays one behind the other.
+        headings: Markdown headings above each, as JSON arrays one behind the other; nothing
+            where there are none.
         headings_ends: Where each of these ends.
         are_stored: A byte each: 1 if it takes over a stored chunk of the same text.
         want_vectors: A byte each: 1 if its text must be embedded.
@@ -117,7 +118,8 @@ class PlannedChunks:
         self.hashes.extend(digest)
         self.starts.append(piece.start)
         self.ends.append(piece.end)
-        self.headings.extend(json.dumps(piece.headings, ensure_ascii=False).encode())
+        if piece.headings:
+            self.headings.extend(json.dumps(piece.headings, ensure_ascii=False).encode())
         self.headings_ends.append(len(self.headings))
         self.are_stored.append(stored is not None)
         self.want_vectors.append(stored is None or not stored.has_vector)
@@ -125,10 +127,12 @@ class PlannedChunks:
     def headings_json(self, position: int) -> str:
         """Return the headings above a chunk, outermost first, as a JSON array."""
         start = self.headings_ends[position - 1] if position else 0
-        return self.headings[start : self.headings_ends[position]].decode()
+        return self.headings[start : self.headings_ends[position]].decode() or "[]"
 
     def headings_of(self, position: int) -> list[str]:
         """Return the headings above a chunk, outermost first."""
+        if not self.headings:
+            return []
         found: list[str] = json.loads(self.headings_json(position))
         return found
 
