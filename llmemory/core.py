@@ -24,6 +24,7 @@ from llmemory.errors import (
 )
 from llmemory.filters import Filters
 from llmemory.health import check_health
+from llmemory.maintenance import Maintenance, analyze_after_bulk
 from llmemory.models import tables_for
 from llmemory.queue import Queue
 from llmemory.ranking import grouped
@@ -37,6 +38,8 @@ from llmemory.types import (
     DocumentListResult,
     DocumentType,
     Health,
+    MaintenanceProgress,
+    MaintenanceResult,
     OwnerStatistics,
     Progress,
     SearchResult,
@@ -52,6 +55,7 @@ from llmemory.validation import (
     checked_search,
     document_uuid,
 )
+from llmemory.vector_indexes import VectorIndexes
 from llmemory.writer import Documents, Embed, Writer
 
 if TYPE_CHECKING:
@@ -136,6 +140,7 @@ class AsyncMemory:
         self._tables = tables_for(self.schema)
         self._store = Store(self._tables)
         self._space: Space | None = None
+        self._indexes = VectorIndexes(self._tables, settings.hnsw_refresh_s)
         self._opening: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (
             WeakKeyDictionary()
         )
@@ -272,9 +277,12 @@ class AsyncMemory:
             StorageError: The database failed; batches before are stored.
         """
         writer = await self._writer()
-        return await writer.stream(
+        results = await writer.stream(
             documents, embed=_embed(embed, session), on_progress=on_progress, session=session
         )
+        if session is None:
+            await analyze_after_bulk(self._database, self._tables, results)
+        return results
 
     async def add_file(
         self,
@@ -410,14 +418,17 @@ class AsyncMemory:
                 self.embedder, [request.query.text], purpose="query", batch_size=1
             )
         async with self._database.connect(session) as connection:
+            index = None
+            if query is not None:
+                index = await self._indexes.find(connection, request.owner_id, space.space_id)
             return await run_search(
                 connection,
                 self._tables,
                 request,
                 space=space,
                 embedding=query,
-                candidates=self.settings.candidates,
-                candidates_by_words=self.settings.candidates_by_words,
+                index=index,
+                settings=self.settings,
             )
 
     async def search_with_documents(
@@ -669,6 +680,29 @@ class AsyncMemory:
         queue = Queue(self._database, self._tables, self.embedder, space, self.settings)
         return await queue.drain(owner, limit)
 
+    async def maintain(
+        self, on_progress: Callable[[MaintenanceProgress], Any] | None = None
+    ) -> MaintenanceResult:
+        """Do the upkeep that is due: HNSW indexes, counts of words, planner statistics.
+
+        Searches are right without it. Call it after bulk loads and now and then, such as once a
+        night. Reading and writing go on meanwhile. Of many calls at once, one works and the
+        others return. Stopped at any point and called again, it goes on.
+
+        Args:
+            on_progress: Called at each step, and while an index is built.
+
+        Raises:
+            ConfigurationError: The role does not own the tables.
+            StorageError: The database failed; what was done before stays.
+        """
+        await self._open()
+        upkeep = Maintenance(self._database, self._tables, self.settings, on_progress)
+        try:
+            return await upkeep.run()
+        finally:
+            self._indexes.forget()
+
     async def health(self) -> Health:
         """Return whether the database answers and the schema fits; problems do not raise.
 
@@ -693,6 +727,7 @@ class AsyncMemory:
                         model=self.embedder.model,
                         dimensions=self.embedder.dimensions,
                     )
+                    await self._indexes.refresh(connection)
             return self._space
 
     async def _migrate(self) -> None:

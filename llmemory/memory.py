@@ -124,6 +124,7 @@ class Memory:
     delete_owner = blocking(AsyncMemory.delete_owner)
     get_statistics = blocking(AsyncMemory.get_statistics)
     process_pending_embeddings = blocking(AsyncMemory.process_pending_embeddings)
+    maintain = blocking(AsyncMemory.maintain)
     health = blocking(AsyncMemory.health)
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from llmemory.errors import (
     SchemaTooNew,
     ValidationError,
 )
-from llmemory.models import VERSION_TABLE, quoted_identifier, tables_for
+from llmemory.models import HNSW_PREFIX, VERSION_TABLE, quoted_identifier, tables_for
 from llmemory.turns import Turn
 
 if TYPE_CHECKING:
@@ -54,7 +54,6 @@ HEAD = "0002"
 
 MINIMUM_POSTGRESQL = 14
 MINIMUM_PGVECTOR = (0, 8)
-HNSW_PREFIX = "hnsw_"
 
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
 _SCHEMA_EXISTS = text("SELECT 1 FROM pg_namespace WHERE nspname = :schema")

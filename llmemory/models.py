@@ -34,6 +34,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 __all__ = [
     "DEFAULT_SCHEMA",
+    "HNSW_PREFIX",
     "LEXICAL_DIMENSIONS",
     "VERSION_TABLE",
     "Base",
@@ -50,6 +51,7 @@ __all__ = [
 
 DEFAULT_SCHEMA = "llmemory"
 VERSION_TABLE = "llmemory_version"
+HNSW_PREFIX = "hnsw_"
 LEXICAL_DIMENSIONS = 1_000_000_000
 
 _COMPUTED = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from sqlalchemy import RowMapping
@@ -9,14 +10,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from llmemory.drivers import translated_errors
 from llmemory.highlighting import highlighted
+from llmemory.local_settings import local_settings
 from llmemory.models import Tables
+from llmemory.settings import Settings
 from llmemory.spaces import Space
 from llmemory.statements.filters import parameters, shape_of
 from llmemory.statements.search import EXCLUDED, SearchShape, search
 from llmemory.types import HalfVectors, SearchResult, SearchType
 from llmemory.validation import SearchRequest
+from llmemory.vector_indexes import VectorIndex
 
 __all__ = ["run_search"]
+
+MAX_EF_SEARCH = 1000
 
 
 async def run_search(
@@ -26,8 +32,8 @@ async def run_search(
     *,
     space: Space,
     embedding: HalfVectors | None,
-    candidates: int,
-    candidates_by_words: int,
+    index: VectorIndex | None,
+    settings: Settings,
 ) -> list[SearchResult]:
     """Return the hits of `request`, best first.
 
@@ -37,8 +43,8 @@ async def run_search(
         request: What is searched.
         space: Space of the vectors.
         embedding: The query's vector, shape ``(dimensions,)``; None for a search by words.
-        candidates: Hits of each arm that a hybrid search ranks.
-        candidates_by_words: Chunks that the word arm scores, about.
+        index: The HNSW index of the owner's vectors; None for an exact search.
+        settings: How many candidates there are, and how the index is searched.
     """
     shape = SearchShape(
         search_type=request.search_type,
@@ -49,6 +55,7 @@ async def run_search(
         min_score=request.min_score is not None,
         context=request.context_window > 0,
         highlight=request.highlight,
+        index=None if index is None else index.holds,
     )
     values: dict[str, Any] = {
         "owner": request.owner_id,
@@ -63,6 +70,22 @@ async def run_search(
         values["min_score"] = request.min_score
     if request.context_window:
         values["context_window"] = request.context_window
+    local: dict[str, str | int] = {}
+    if index is not None:
+        values["owner_literal"] = request.owner_id
+        values["space_literal"] = space.space_id
+        values["owner_vectors"] = index.vectors
+        values["too_many"] = _too_many(request, index, settings)
+        local = {
+            "hnsw.ef_search": _ef_search(shape, settings),
+            "hnsw.iterative_scan": "relaxed_order",
+            "hnsw.max_scan_tuples": settings.hnsw_max_scan_tuples,
+            "enable_seqscan": "off",
+            # What the plan depends on is in the text; planning it takes longer than running it.
+            "plan_cache_mode": "force_generic_plan",
+            # The ways that are not taken make the plan look worth compiling, which takes longer.
+            "jit": "off",
+        }
     if shape.has_conditions:
         required = enumerate(request.query.required, start=1)
         phrases = [(number, phrase) for number, group in required for phrase in group]
@@ -70,18 +93,40 @@ async def run_search(
         values["phrase_groups"], values["phrases"] = map(list, zip(*phrases, strict=True))
         values["insists"] = not request.query.has_other_words
     if request.search_type is not SearchType.VECTOR:
-        values["candidates_by_words"] = candidates_by_words
+        values["candidates_by_words"] = settings.candidates_by_words
     if request.search_type is not SearchType.VECTOR or request.highlight:
         values["query_text"] = request.query.text
         if request.language is not None:
             values["language"] = request.language
     if request.search_type is SearchType.HYBRID:
-        values["candidates"] = candidates
+        values["candidates"] = settings.candidates
         values["alpha"] = request.alpha
-        values["pool"] = max(candidates, request.limit + request.offset)
-    with translated_errors():
-        result = await connection.execute(search(tables, shape), values)
+        values["pool"] = _pool(request, settings)
+    async with local_settings(connection, local):
+        with translated_errors():
+            result = await connection.execute(search(tables, shape), values)
     return [_result(row, request) for row in result.mappings()]
+
+
+def _pool(request: SearchRequest, settings: Settings) -> int:
+    """Return how many hits an arm gives."""
+    hits = request.limit + request.offset
+    return max(settings.candidates, hits) if request.search_type is SearchType.HYBRID else hits
+
+
+def _ef_search(shape: SearchShape, settings: Settings) -> int:
+    # What a filter rules out is often what is nearest: it takes more to find the way around it.
+    return min(settings.hnsw_ef_search * (2 if shape.is_narrowed else 1), MAX_EF_SEARCH)
+
+
+def _too_many(request: SearchRequest, index: VectorIndex, settings: Settings) -> int:
+    """Return how many chunks a filter must leave for the index to find the hits sooner.
+
+    The index is asked for hits over the share of vectors that pass, and a vector that it gives
+    costs about twice what reading one costs. A power of two: each number is a statement's text.
+    """
+    even = math.sqrt(2 * _pool(request, settings) * max(index.vectors, 1))
+    return int(min(2 ** math.ceil(math.log2(even)), settings.hnsw_exact_chunks + 1))
 
 
 def _vector_text(vector: HalfVectors) -> str:

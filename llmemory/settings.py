@@ -171,6 +171,58 @@ class Settings(BaseSettings):
         description="Chunks that a search by words scores, those with its rarer words first.",
     )
 
+    hnsw_owner_vectors: int = Field(
+        10_000,
+        ge=1,
+        le=1_000_000_000,
+        description="Vectors from which on an owner gets an HNSW index; below a quarter it goes.",
+    )
+    hnsw_max_indexes: int = Field(
+        100, ge=0, le=10_000, description="HNSW indexes at most; the largest owners get them."
+    )
+    hnsw_m: int = Field(16, ge=2, le=100, description="Connections of a vector in an HNSW index.")
+    hnsw_ef_construction: int = Field(
+        128, ge=4, le=1000, description="Candidates when an HNSW index is built, at least 2 x m."
+    )
+    hnsw_signs: bool = Field(
+        False,
+        description="Whether HNSW indexes hold only the signs of vectors, which makes them small; "
+        "hits are scored anew. Beyond 4,000 dimensions they always do.",
+    )
+    hnsw_ef_search: int = Field(
+        100,
+        ge=1,
+        le=1000,
+        description="Candidates when an HNSW index is searched; twice as many with a filter.",
+    )
+    hnsw_max_scan_tuples: int = Field(
+        20_000,
+        ge=1,
+        le=1_000_000_000,
+        description="Vectors that a search takes from an HNSW index before it reads all.",
+    )
+    hnsw_exact_chunks: int = Field(
+        4_000,
+        ge=0,
+        le=1_000_000,
+        description="Chunks, at most, that a search reads one by one where a filter leaves few.",
+    )
+    hnsw_refresh_s: float = Field(
+        60.0,
+        ge=0,
+        le=86_400,
+        description="Seconds after which a memory looks again which owners have an HNSW index.",
+    )
+    word_count_chunks: int = Field(
+        10_000,
+        ge=1,
+        le=1_000_000_000,
+        description="Chunks from which on `maintain` counts an owner's common words.",
+    )
+    word_count_minimum: int = Field(
+        1_000, ge=1, le=1_000_000_000, description="Chunks that a word counted so is in, at least."
+    )
+
     @field_validator("schema_name")
     @classmethod
     def _check_schema(cls, value: str) -> str:
@@ -187,11 +239,16 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
-    def _check_overlap(self) -> Settings:
+    def _check_together(self) -> Settings:
         if self.chunk_overlap >= self.chunk_size:
             raise ConfigurationError(
                 f"chunk_overlap ({self.chunk_overlap}) must be smaller than "
                 f"chunk_size ({self.chunk_size})."
+            )
+        if self.hnsw_ef_construction < 2 * self.hnsw_m:
+            raise ConfigurationError(
+                f"hnsw_ef_construction ({self.hnsw_ef_construction}) must be at least twice hnsw_m "
+                f"({self.hnsw_m})."
             )
         return self
 

@@ -19,6 +19,8 @@ __all__ = [
     "DocumentType",
     "HalfVectors",
     "Health",
+    "MaintenanceProgress",
+    "MaintenanceResult",
     "NewDocument",
     "OwnerStatistics",
     "Passage",
@@ -315,3 +317,39 @@ class Progress(_Value):
     documents: int
     chunks: int
     total: int | None
+
+
+class MaintenanceProgress(_Value):
+    """How far ``maintain`` has come.
+
+    Attributes:
+        step: What is being done, such as "building an index".
+        subject: Owner, table or index that it is done to.
+        done: How many of the step's subjects are done; a fraction while one is under way.
+        total: How many there are.
+    """
+
+    step: str
+    subject: str
+    done: float
+    total: int
+
+
+class MaintenanceResult(_Value):
+    """What ``maintain`` has done.
+
+    Attributes:
+        is_busy: Whether another run was at work on the schema, so that this one did nothing.
+        tables_analyzed: Tables whose planner statistics were refreshed.
+        owners_counted: Owners whose common words were counted.
+        indexes_built: HNSW indexes made, for one owner each.
+        indexes_dropped: HNSW indexes dropped: unfinished ones, and those of owners who shrank.
+        owners_left_out: Owners large enough for an index who have none for ``hnsw_max_indexes``.
+    """
+
+    is_busy: bool = False
+    tables_analyzed: list[str] = []
+    owners_counted: int = 0
+    indexes_built: int = 0
+    indexes_dropped: int = 0
+    owners_left_out: int = 0

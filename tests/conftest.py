@@ -1,3 +1,3 @@
 """Fixtures come from the small plugins beside this file."""
 
-pytest_plugins = ["plugins.server", "plugins.memories", "plugins.observers"]
+pytest_plugins = ["plugins.server", "plugins.memories", "plugins.observers", "plugins.plans"]

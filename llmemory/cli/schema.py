@@ -1,18 +1,19 @@
-"""Commands on the tables: upgrade, downgrade, current, check, sql."""
+"""Commands on the tables: upgrade, downgrade, current, check, maintain, sql."""
 
 from __future__ import annotations
 
 from cyclopts import App
 
-from llmemory.cli.running import GivenSettings
-from llmemory.cli.terminal import confirmed, output, remarks
+from llmemory.cli.running import GivenSettings, with_memory
+from llmemory.cli.terminal import confirmed, output, print_values, progress_line, remarks
 from llmemory.settings import Settings
+from llmemory.types import MaintenanceProgress
 
 # SQLAlchemy and Alembic are imported by the commands: --help need not wait for them.
 
 __all__ = ["app"]
 
-app = App(name="db", help="Migrate the tables, and look at their revision.")
+app = App(name="db", help="Migrate the tables, look at their revision, and maintain them.")
 
 
 @app.command
@@ -70,6 +71,25 @@ def check(*, settings: GivenSettings) -> None:
 
     run_in_transaction(settings, migrate.check, settings.schema_name)
     output.print(f'Schema "{settings.schema_name}" is what this version needs.', soft_wrap=True)
+
+
+@app.command
+def maintain(*, settings: GivenSettings) -> None:
+    """Do the upkeep that is due: HNSW indexes of large owners, counts, planner statistics.
+
+    Reading and writing go on meanwhile. Run it after bulk loads, and now and then.
+    """
+    with progress_line("Looking for what is due") as show:
+
+        def on_progress(progress: MaintenanceProgress) -> None:
+            done = f"{progress.done:.1f}" if progress.done % 1 else f"{progress.done:.0f}"
+            show(f"{progress.step}: {progress.subject} ({done} of {progress.total} done)")
+
+        result = with_memory(settings, lambda memory: memory.maintain(on_progress=on_progress))
+    if result.is_busy:
+        remarks.print("Another run is at work on this schema; nothing was done.")
+        return
+    print_values(result, leave_out="is_busy")
 
 
 @app.command

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from html import unescape
 from typing import Any
@@ -27,6 +28,7 @@ __all__ = [
     "print_json",
     "print_remark",
     "print_values",
+    "progress_line",
     "remarks",
 ]
 
@@ -142,6 +144,13 @@ def print_content(content: str) -> None:
     sys.stdout.write(_harmless(content) if output.is_terminal else content)
     if not content.endswith("\n"):
         sys.stdout.write("\n")
+
+
+@contextmanager
+def progress_line(first: str) -> Iterator[Callable[[str], None]]:
+    """Show a line on a terminal while the block runs; give the function that changes it."""
+    with remarks.status(Text(first)) as status:
+        yield lambda line: status.update(Text(_one_line(line)))
 
 
 def confirmed(question: str) -> bool:

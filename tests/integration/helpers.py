@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import anyio
@@ -116,6 +116,13 @@ async def together(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
         if isinstance(result, BaseException):
             raise result
     return results
+
+
+async def until(is_so: Callable[[], Any]) -> None:
+    """Wait for what another process or the server is about to do."""
+    with anyio.fail_after(20):
+        while not is_so():  # noqa: ASYNC110 - nobody here can set an event
+            await anyio.sleep(0.01)
 
 
 def zeros(count: int) -> Any:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import psycopg
 import pytest
 from integration.helpers import fetch
+from plugins.plans import indexes, most_rows
 from plugins.server import fresh_database
-from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -80,48 +79,6 @@ def memory(engine: AsyncEngine) -> AsyncMemory:
     return AsyncMemory(engine=engine, embedder=HashEmbedder())
 
 
-@pytest.fixture
-def plans(engine: AsyncEngine) -> Iterator[Callable[[], list[dict[str, Any]]]]:
-    """Give the plan nodes of every SELECT that has run on the engine, with ANALYZE."""
-    found: list[dict[str, Any]] = []
-    busy = False
-
-    def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
-        nonlocal busy
-        if (
-            busy
-            or not statement.lstrip().startswith(("SELECT", "WITH"))
-            or "llmemory." not in statement
-        ):
-            return
-        busy = True
-        try:
-            cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters)
-            (plan,) = cursor.fetchone()
-            found.extend(nodes(plan if isinstance(plan, list) else json.loads(plan)))
-        finally:
-            busy = False
-
-    event.listen(engine.sync_engine, "before_cursor_execute", explain)
-    yield lambda: found
-    event.remove(engine.sync_engine, "before_cursor_execute", explain)
-
-
-def nodes(plan: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(plan, list):
-        for part in plan:
-            yield from nodes(part)
-    elif "Plan" in plan:
-        yield from nodes(plan["Plan"])
-    else:
-        yield plan
-        yield from nodes(plan.get("Plans", []))
-
-
-def indexes(found: list[dict[str, Any]]) -> set[str]:
-    return {node["Index Name"] for node in found if "Index Name" in node}
-
-
 def whole_tables(found: list[dict[str, Any]]) -> set[str]:
     return {
         node["Relation Name"]
@@ -129,12 +86,6 @@ def whole_tables(found: list[dict[str, Any]]) -> set[str]:
         if node["Node Type"] == "Seq Scan"
         and node["Relation Name"] in {"documents", "chunks", "embeddings"}
     }
-
-
-def most_rows(found: list[dict[str, Any]], table: str) -> float:
-    return max(
-        (node["Actual Rows"] for node in found if node.get("Relation Name") == table), default=0
-    )
 
 
 async def test_documents_by_external_id(memory: AsyncMemory, plans: Any) -> None:

@@ -62,6 +62,33 @@ def _recorded(memory: AsyncMemory) -> Iterator[list[str]]:
             event.remove(Engine, "before_cursor_execute", note)
 
 
+@pytest.fixture
+def round_trips() -> Callable[[AsyncMemory], Any]:
+    """``with round_trips(memory) as sent``: ``statements``, and commands sent past SQLAlchemy."""
+    return _all_recorded
+
+
+@contextmanager
+def _all_recorded(memory: AsyncMemory) -> Iterator[list[str]]:
+    with _recorded(memory) as sent:
+
+        async def execute_by_asyncpg(connection: Any, commands: str, *others: Any) -> Any:
+            sent.append(commands)
+            return await asyncpg_execute(connection, commands, *others)
+
+        async def execute_by_psycopg(connection: Any, commands: str, **options: Any) -> Any:
+            sent.append(commands)
+            return await psycopg_execute(connection, commands, **options)
+
+        asyncpg_execute = asyncpg.Connection.execute
+        psycopg_execute = psycopg.AsyncConnection.execute
+        with (
+            patch.object(asyncpg.Connection, "execute", execute_by_asyncpg),
+            patch.object(psycopg.AsyncConnection, "execute", execute_by_psycopg),
+        ):
+            yield sent
+
+
 @dataclass
 class Beat:
     """How evenly the event loop ran."""

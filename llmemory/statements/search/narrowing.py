@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Table, and_
+from sqlalchemy import FromClause, and_
 
 from llmemory.models import Tables
 from llmemory.statements import AnySelect
@@ -13,7 +13,9 @@ from llmemory.statements.search.shape import SearchShape, owner_is
 __all__ = ["narrowed"]
 
 
-def narrowed(tables: Tables, statement: AnySelect, rows: Table, shape: SearchShape) -> AnySelect:
+def narrowed(
+    tables: Tables, statement: AnySelect, rows: FromClause, shape: SearchShape
+) -> AnySelect:
     """Join what the conditions of `shape` need to `statement`, which reads `rows`."""
     has_filters = not shape.filters.is_empty()
     if not has_filters and not shape.has_conditions:

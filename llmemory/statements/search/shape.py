@@ -18,6 +18,7 @@ from sqlalchemy import (
 
 from llmemory.statements import AnySelect
 from llmemory.statements.filters import FilterShape
+from llmemory.statements.vector_indexes import Held
 from llmemory.types import SearchType
 
 __all__ = ["SearchShape", "owner_is", "pool", "ranked"]
@@ -36,6 +37,8 @@ class SearchShape:
         min_score: Whether hits below a score are left out.
         context: Whether the text around each hit is read.
         highlight: Whether the words of each hit that the query has are read.
+        index: What the owner's HNSW index holds: vectors in half precision, or their signs. None
+            without an index.
     """
 
     search_type: SearchType
@@ -46,6 +49,12 @@ class SearchShape:
     min_score: bool = False
     context: bool = False
     highlight: bool = False
+    index: Held | None = None
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether some of the owner's chunks may be ruled out."""
+        return self.has_conditions or not self.filters.is_empty()
 
 
 def owner_is(table: FromClause) -> ColumnElement[bool]:

@@ -4,47 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from pgvector.sqlalchemy import HALFVEC
 from sqlalchemy import (
     CTE,
     ColumnElement,
     Float,
     SmallInteger,
-    Text,
     bindparam,
-    cast,
-    column,
     func,
     literal_column,
     select,
 )
 
 from llmemory.models import Tables
-from llmemory.statements.search.narrowing import narrowed
-from llmemory.statements.search.shape import SearchShape, owner_is, pool, ranked
+from llmemory.statements.search.nearest import distance_of, exact, indexed
+from llmemory.statements.search.shape import SearchShape, owner_is, ranked
 
 __all__ = ["similarity_of", "vector_arm"]
 
 
 def vector_arm(tables: Tables, shape: SearchShape) -> CTE:
     """Return the nearest chunks: chunk_id, value (the cosine similarity), rank, highest."""
-    embeddings = tables.embeddings
-    distance = _distance(tables, shape).label("distance")
-    nearest = (
-        narrowed(
-            tables,
-            select(embeddings.c.chunk_id, distance).select_from(embeddings),
-            embeddings,
-            shape,
-        )
-        .where(
-            owner_is(embeddings),
-            embeddings.c.space_id == bindparam("space", type_=SmallInteger),
-        )
-        .order_by(column("distance"), embeddings.c.chunk_id)
-        .limit(pool(shape))
-        .subquery("nearest")
-    )
+    find = exact if shape.index is None else indexed
+    nearest = find(tables, shape).subquery("nearest")
     return ranked(
         select(
             nearest.c.chunk_id,
@@ -61,7 +42,7 @@ def similarity_of(
     """Return a chunk's similarity to the query, None without a vector; by ``pk_embeddings``."""
     embeddings = tables.embeddings
     return (
-        select(_similarity(_distance(tables, shape)))
+        select(_similarity(distance_of(tables, shape)))
         .where(
             owner_is(embeddings),
             embeddings.c.chunk_id == chunk_id,
@@ -69,15 +50,6 @@ def similarity_of(
         )
         .scalar_subquery()
     )
-
-
-def _distance(tables: Tables, shape: SearchShape) -> ColumnElement[Any]:
-    halfvec = HALFVEC(shape.dimensions)
-    query = cast(cast(bindparam("embedding", type_=Text), Text), halfvec)
-    distance: ColumnElement[Any] = cast(tables.embeddings.c.embedding, halfvec).cosine_distance(
-        query
-    )
-    return distance
 
 
 def _similarity(distance: ColumnElement[Any]) -> ColumnElement[Any]:

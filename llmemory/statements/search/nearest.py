@@ -1,0 +1,208 @@
+"""The owner's nearest vectors: read one by one, or found through the owner's HNSW index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pgvector.sqlalchemy import HALFVEC
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    ColumnElement,
+    FromClause,
+    Integer,
+    SmallInteger,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    column,
+    exists,
+    false,
+    func,
+    literal_column,
+    not_,
+    select,
+    true,
+    union_all,
+)
+
+from llmemory.models import Tables
+from llmemory.statements import AnySelect
+from llmemory.statements.search.narrowing import narrowed
+from llmemory.statements.search.shape import SearchShape, owner_is, pool
+from llmemory.statements.vector_indexes import quantized
+
+__all__ = ["distance_of", "exact", "indexed"]
+
+SAMPLE = 64
+"""Chunks looked at, from each end of the owner's, to guess how many of them a filter leaves."""
+
+# The planner takes no subquery apart that has one: what it makes of estimates that are far off,
+# such as those of filters on metadata, would be a join with everything that passes.
+_FENCE: ColumnElement[int] = literal_column("0")
+
+RESCORED = 8
+"""Candidates by signs for each hit that is wanted; their true distances choose among them."""
+
+
+def exact(tables: Tables, shape: SearchShape) -> AnySelect:
+    """Return chunk_id and distance of the nearest of all vectors that pass.
+
+    Served by ``pk_embeddings`` and the filters' indexes.
+    """
+    embeddings = tables.embeddings
+    statement = select(embeddings.c.chunk_id, distance_of(tables, shape)).select_from(embeddings)
+    statement = narrowed(tables, statement, embeddings, shape)
+    return _nearest(statement.where(*_are_the_owners(tables)), shape)
+
+
+def indexed(tables: Tables, shape: SearchShape) -> AnySelect:
+    """Return chunk_id and distance of the nearest vectors, found in the way that suits.
+
+    There are as many hits as ``exact`` has. What a filter leaves is read as a whole while it is
+    little, by the filter's own index; else vectors come from the HNSW index, nearest first, until
+    enough of them pass. Should it end before that, all are read. The other ways are left out at
+    run time.
+
+    Binds ``owner_literal`` and ``space_literal``, without which a prepared plan could not use the
+    index; ``owner_vectors``, about how many there are; ``too_many``, what is not read as a whole.
+    """
+    few = None
+    is_few: ColumnElement[bool] = false()
+    if shape.is_narrowed:
+        seem_few = _seem_few(tables, shape)
+        few = _few_that_pass(tables, shape, seem_few)
+        count = select(func.count()).select_from(few).scalar_subquery()
+        is_few = and_(seem_few, count < _too_many())
+    through_index = _through_index(tables, shape, is_few)
+    is_short = select(func.count() < pool(shape)).select_from(through_index).scalar_subquery()
+    ways = [
+        select(through_index.c.chunk_id, through_index.c.distance).where(not_(is_short)),
+        _whole(exact(tables, shape).where(not_(is_few), is_short)),
+    ]
+    if few is not None:
+        ways.append(_whole(_among(tables, shape, few).where(is_few)))
+    return select(union_all(*ways).subquery("found"))
+
+
+def _seem_few(tables: Tables, shape: SearchShape) -> ColumnElement[bool]:
+    """Return whether the chunks that pass are few, as far as a sample tells."""
+    chunks = tables.chunks
+    # Filters are often about time, as are the ids: the oldest and the newest chunks are asked.
+    ends = [
+        _whole(
+            select(chunks.c.chunk_id)
+            .where(owner_is(chunks))
+            .order_by(order)
+            .limit(literal_column(str(SAMPLE)))
+        )
+        for order in (chunks.c.chunk_id.asc(), chunks.c.chunk_id.desc())
+    ]
+    sample = union_all(*ends).subquery("sample")
+    guessed = func.count() * bindparam("owner_vectors", type_=BigInteger) / (2 * SAMPLE)
+    seem_few = (guessed < _too_many()).label("seem_few")
+    guess = select(seem_few).select_from(sample).where(_passes(tables, shape, sample))
+    return select(guess.cte("guess").prefix_with("MATERIALIZED")).scalar_subquery()
+
+
+def _few_that_pass(tables: Tables, shape: SearchShape, seem_few: ColumnElement[bool]) -> CTE:
+    """Return the chunks that pass, too many of them at most."""
+    chunks = tables.chunks
+    statement = select(chunks.c.chunk_id).select_from(chunks)
+    return (
+        narrowed(tables, statement, chunks, shape)
+        .where(owner_is(chunks), seem_few)
+        .limit(_too_many())
+        .cte("few")
+        .prefix_with("MATERIALIZED")
+    )
+
+
+def _through_index(tables: Tables, shape: SearchShape, is_few: ColumnElement[bool]) -> CTE:
+    """Return the nearest vectors as the HNSW index finds them, unless few are to be read."""
+    embeddings = tables.embeddings
+    halves = cast(embeddings.c.embedding, HALFVEC(shape.dimensions))
+    distance: ColumnElement[Any] = halves.cosine_distance(_query(shape))
+    order: ColumnElement[Any] = distance
+    wanted: ColumnElement[int] = pool(shape)
+    if shape.index == "signs":
+        signs = select(quantized(_query(shape), shape.dimensions)).scalar_subquery()
+        order = quantized(halves, shape.dimensions).hamming_distance(signs)
+        wanted = wanted * RESCORED
+    statement = select(embeddings.c.chunk_id, distance.label("distance")).where(
+        embeddings.c.owner_id == bindparam("owner_literal", type_=Text, literal_execute=True),
+        embeddings.c.space_id
+        == bindparam("space_literal", type_=SmallInteger, literal_execute=True),
+    )
+    if shape.is_narrowed:
+        statement = statement.where(not_(is_few), _passes(tables, shape, embeddings))
+    candidates = statement.order_by(order).limit(wanted)
+    if shape.index == "signs":
+        candidates = _nearest(select(candidates.subquery("candidates")), shape)
+    return candidates.cte("through_index").prefix_with("MATERIALIZED")
+
+
+def _among(tables: Tables, shape: SearchShape, few: CTE) -> AnySelect:
+    """Return the nearest of few, each looked up by its key."""
+    embeddings = tables.embeddings
+    theirs = (
+        select(distance_of(tables, shape))
+        .where(*_are_the_owners(tables), embeddings.c.chunk_id == few.c.chunk_id)
+        .correlate(few)
+        .offset(_FENCE)
+        .lateral("theirs")
+    )
+    joined = few.join(theirs, true())
+    return _nearest(select(few.c.chunk_id, theirs.c.distance).select_from(joined), shape)
+
+
+def _passes(tables: Tables, shape: SearchShape, rows: FromClause) -> ColumnElement[bool]:
+    """Return whether a chunk of `rows` passes, asked of one row after the other."""
+    chunks = tables.chunks
+    passing = narrowed(tables, select(literal_column("1")).select_from(chunks), chunks, shape)
+    return exists(
+        passing.where(owner_is(chunks), chunks.c.chunk_id == rows.c.chunk_id)
+        .correlate(rows)
+        .offset(_FENCE)
+    )
+
+
+def _nearest(statement: AnySelect, shape: SearchShape) -> AnySelect:
+    return statement.order_by(column("distance"), statement.selected_columns.chunk_id).limit(
+        pool(shape)
+    )
+
+
+def _whole(statement: AnySelect) -> AnySelect:
+    # SQLAlchemy leaves out the parentheses that a part of a UNION with a LIMIT needs.
+    return select(statement.subquery())
+
+
+def _are_the_owners(tables: Tables) -> tuple[ColumnElement[bool], ...]:
+    embeddings = tables.embeddings
+    return (
+        owner_is(embeddings),
+        embeddings.c.space_id == bindparam("space", type_=SmallInteger),
+    )
+
+
+def distance_of(tables: Tables, shape: SearchShape) -> ColumnElement[Any]:
+    """Return a vector's cosine distance to the query's, read from the table."""
+    # Without the cast that the HNSW index has: the planner must not take it where all is read.
+    distance: ColumnElement[Any] = tables.embeddings.c.embedding.cosine_distance(_query(shape))
+    return distance.label("distance")
+
+
+def _query(shape: SearchShape) -> ColumnElement[Any]:
+    """Return the query's vector.
+
+    A subquery is run once, where a plan made for any parameter would read the text at every row.
+    """
+    vector = cast(cast(bindparam("embedding", type_=Text), Text), HALFVEC(shape.dimensions))
+    return select(vector).scalar_subquery()
+
+
+def _too_many() -> ColumnElement[int]:
+    # A literal: the planner expects an unknown limit to stop early, and reads the whole table.
+    return bindparam("too_many", type_=Integer, literal_execute=True)
