@@ -548,3 +548,12 @@ def wait_until(is_so: Callable[[], bool], timeout_s: float = 30) -> None:
     while not is_so():
         assert time.monotonic() < end, "timed out"
         time.sleep(0.05)
+
+
+def test_maintain(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "note.md").write_text("The gate is green.")
+    run("add", "note.md", "--owner", "acme")
+    variables = {"LLMEMORY_HNSW_OWNER_VECTORS": "1"}
+    assert re.search(r"^indexes built +1$", run("db", "maintain", **variables).stdout, re.M)
+    assert re.search(r"^indexes built +0$", run("db", "maintain", **variables).stdout, re.M)
+    assert "The gate is green." in run("search", "gate", "--owner", "acme", **variables).stdout
