@@ -203,7 +203,7 @@ async def measure(
         for way in times:
             found[way] += len(hits[way] & hits["all"])
     p50 = {way: statistics.median(values[6:]) for way, values in times.items()}
-    recall = {way: found[way] / max(expected, 1) for way in times}
+    recall = {way: found[way] / expected if expected else 1.0 for way in times}
     right = [way for way in statements if recall[way] >= 0.98]
     best = min(right, key=lambda way: p50[way])
     return {
@@ -252,8 +252,9 @@ async def main(arguments: argparse.Namespace) -> None:
     ):
         others = [(f"other {number}", 10) for number in range(arguments.owners)]
         owners = [(f"owner {size}", size) for size in sorted(arguments.sizes)]
-        await prepare(url, SCHEMA, [*owners, ("small", SMALL), *others], embedder)
-        await prepare(url, ALONE, [("small", SMALL)], embedder)
+        if not arguments.reuse:
+            await prepare(url, SCHEMA, [*owners, ("small", SMALL), *others], embedder)
+            await prepare(url, ALONE, [("small", SMALL)], embedder)
         for each in (memory, alone):
             print("maintain:", await each.maintain())
         connections = {way: await asyncpg.connect(url) for way in ("all", "index")}
@@ -336,6 +337,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threshold", type=int, default=10_000, help="vectors for an index")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--keep", action="store_true", help="leave the tables behind")
+    parser.add_argument("--reuse", action="store_true", help="take what --keep has left")
     parser.add_argument("--database-url", help="default: the embedded server")
     return parser.parse_args()
 

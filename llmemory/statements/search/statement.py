@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any, cast
 
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     Float,
     Integer,
     Subquery,
@@ -16,6 +18,7 @@ from sqlalchemy import (
     select,
     true,
 )
+from sqlalchemy.sql import visitors
 
 from llmemory.models import Tables
 from llmemory.statements import AnySelect
@@ -28,6 +31,8 @@ from llmemory.statements.values import read_json
 from llmemory.types import SearchType
 
 __all__ = ["search"]
+
+_LITERALS = frozenset({"owner", "limit", "offset", "pool"})
 
 
 @lru_cache(maxsize=1024)
@@ -63,7 +68,22 @@ def search(tables: Tables, shape: SearchShape) -> AnySelect:
         statement = with_context(tables, statement)
     if shape.highlight:
         statement = statement.add_columns(matched_words(tables, shape).label("matched_words"))
-    return statement
+    return statement if shape.index is None else _for_one_owner(statement)
+
+
+def _for_one_owner(statement: AnySelect) -> AnySelect:
+    """Put the owner and how many hits are wanted into the text of `statement`.
+
+    A plan made for any owner and limit takes the first for small and the second for a tenth of
+    what there is, and would read all chunks of a large owner to join some hits with theirs.
+    """
+
+    def literal_for(element: object, **options: object) -> BindParameter[Any] | None:
+        if isinstance(element, BindParameter) and element.key in _LITERALS:
+            return bindparam(element.key, type_=element.type, literal_execute=True)
+        return None
+
+    return cast("AnySelect", visitors.replacement_traverse(statement, {}, literal_for))
 
 
 def with_documents(tables: Tables, page: Subquery) -> AnySelect:
