@@ -81,10 +81,12 @@ async def run_search(
             "hnsw.iterative_scan": "relaxed_order",
             "hnsw.max_scan_tuples": settings.hnsw_max_scan_tuples,
             "enable_seqscan": "off",
-            # What the plan depends on is in the text; planning it takes longer than running it.
-            "plan_cache_mode": "force_generic_plan",
-            # The ways that are not taken make the plan look worth compiling, which takes longer.
+            # How to find what passes depends on the filter's values. All else that a plan depends
+            # on is in the text, and planning takes longer than running it.
+            "plan_cache_mode": f"force_{'custom' if shape.is_narrowed else 'generic'}_plan",
+            # The ways that are not taken make the plan look worth compiling and more processes.
             "jit": "off",
+            "max_parallel_workers_per_gather": 0,
         }
     if shape.has_conditions:
         required = enumerate(request.query.required, start=1)
