@@ -256,6 +256,8 @@ async def test_nothing_is_left_set(
                 assert fetch(filled, f"SELECT pg_cancel_backend(pid) FROM ({WAITING}) AS waiting")
             else:
                 group.cancel_scope.cancel()
+    # A connection that was given up takes a moment to end on the server.
+    await until(lambda: fetch(filled, OPEN_TRANSACTIONS) == [(0,)])
     assert await left_behind(memory, filled) == UNTOUCHED
     assert len(await memory.search(LARGE, QUERY)) == 10
 
