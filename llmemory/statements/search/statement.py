@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from typing import Any, cast
 
@@ -32,6 +33,10 @@ from llmemory.types import SearchType
 
 __all__ = ["search"]
 
+# Parts of a statement are shared by being cached. Built in two threads at once, it would have some
+# of one thread's and some of the other's, which are not the same to SQLAlchemy.
+_building = threading.Lock()
+
 _LITERALS = frozenset({"owner", "limit", "offset", "pool"})
 
 
@@ -45,9 +50,14 @@ def search(tables: Tables, shape: SearchShape) -> AnySelect:
     ``candidates``, how many of them are ranked. Where the shape asks for it ``min_score``,
     ``context_window`` and, for highlights, ``query_text``.
 
-    Served by the key of embeddings (vector arm) and by
-    ``ix_chunks_terms`` (word arm), then by the keys of chunks and documents for the hits.
+    Served by the key of embeddings (vector arm) and by ``ix_chunks_terms`` (word arm), then by the
+    keys of chunks and documents for the hits.
     """
+    with _building:
+        return _built(tables, shape)
+
+
+def _built(tables: Tables, shape: SearchShape) -> AnySelect:
     if shape.search_type is SearchType.HYBRID:
         found = fused(tables, shape, vector_arm(tables, shape), text_arm(tables, shape))
     elif shape.search_type is SearchType.VECTOR:
