@@ -7,12 +7,12 @@ refused, never cleaned away.
 from __future__ import annotations
 
 import hashlib
-import operator
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
-from typing import Any, SupportsIndex, TypeVar
+from numbers import Integral
+from typing import Any, TypeVar
 from uuid import UUID
 
 from llmemory.errors import DocumentNotFoundError
@@ -388,9 +388,9 @@ def _parsed_moment(value: str) -> date | None:
 
 
 def _integer(value: object, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         refuse(name, f"must be an integer, not {type(value).__name__}")
-    return operator.index(value)
+    return int(value)
 
 
 def _fraction(value: object, name: str) -> float:
