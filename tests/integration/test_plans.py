@@ -177,7 +177,8 @@ async def test_selective_filters_use_the_index(
     hits = await memory.search("large", "leave", metadata_filter=metadata_filter)
     assert len(hits) == listed.total_count
     assert "ix_documents_metadata" in indexes(plans())
-    assert not whole_tables(plans())
+    # The large owner has a third of the chunks: to read them all may well be cheapest.
+    assert "documents" not in whole_tables(plans())
     assert most_rows(plans(), "documents") <= 100
 
 

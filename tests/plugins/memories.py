@@ -37,14 +37,16 @@ def nothing_left_behind() -> Iterator[None]:
 
 def _threads_of_tests() -> set[threading.Thread]:
     """Return what runs besides the bridge, its worker threads and those that look up hosts."""
-    threads = set(threading.enumerate())
+    # asyncio ends the threads of its default executor, which look up hosts, with their loop.
+    threads = {
+        thread for thread in threading.enumerate() if not thread.name.startswith("asyncio_")
+    }
     if (bridge := _bridge._current) is None:
         return threads
     loop = bridge._started.result()
     bridges = [thread for thread in threads if thread.name == "llmemory"]
-    lookups = getattr(getattr(loop, "_default_executor", None), "_threads", ())
     workers = [thread for thread in threads if getattr(thread, "loop", None) is loop]
-    return threads.difference(bridges[:1], lookups, workers)
+    return threads.difference(bridges[:1], workers)
 
 
 @pytest.fixture(scope="session")

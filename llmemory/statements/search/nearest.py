@@ -42,7 +42,7 @@ SAMPLE = 64
 # such as those of filters on metadata, would be a join with everything that passes.
 _FENCE: ColumnElement[int] = literal_column("0")
 
-RESCORED = 8
+RESCORED = 16
 """Candidates by signs for each hit that is wanted; their true distances choose among them."""
 
 
