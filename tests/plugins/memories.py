@@ -38,9 +38,7 @@ def nothing_left_behind() -> Iterator[None]:
 def _threads_of_tests() -> set[threading.Thread]:
     """Return what runs besides the bridge, its worker threads and those that look up hosts."""
     # asyncio ends the threads of its default executor, which look up hosts, with their loop.
-    threads = {
-        thread for thread in threading.enumerate() if not thread.name.startswith("asyncio_")
-    }
+    threads = {thread for thread in threading.enumerate() if not thread.name.startswith("asyncio_")}
     if (bridge := _bridge._current) is None:
         return threads
     loop = bridge._started.result()
