@@ -113,6 +113,8 @@ def integration(session: nox.Session, sqlalchemy: str) -> None:
         run_tests(session, "integration", leaving_out=UNRELATED_TO_SQLALCHEMY)
     else:
         run_tests(session, "integration", "frameworks")
+        if not session.posargs:
+            session.run("pytest", "-m", "alone", "tests/integration/test_large_documents.py")
 
 
 @nox.session
@@ -150,8 +152,6 @@ def run_tests(session: nox.Session, *folders: str, leaving_out: Iterable[str] = 
     session.run(
         "pytest", "--numprocesses=2", "--dist=worksteal", "-m", "not alone", *ignored, *chosen
     )
-    if "frameworks" in folders and "integration" in folders and not session.posargs:
-        session.run("pytest", "-m", "alone", "tests/integration/test_large_documents.py")
 
 
 def lowest_versions() -> Iterator[str]:
