@@ -87,7 +87,14 @@ class Bridge:
     def _run(self) -> None:
         self._ident = threading.get_ident()
         try:
-            asyncio.run(self._serve())
+            with asyncio.Runner() as runner:
+                loop = runner.get_loop()
+                serving = loop.create_task(self._serve())
+                while not serving.done():
+                    # Raised by a call's task, they leave the loop as well: but they are that
+                    # call's result, and no reason to stop all others.
+                    with suppress(SystemExit, KeyboardInterrupt):
+                        loop.run_until_complete(serving)
         except BaseException as error:
             if self._started.done():
                 raise

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
+from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.to_thread
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, Pool
 
 from llmemory.drivers import create_engine, translated_errors
 from llmemory.errors import ClosedError, ConfigurationError
@@ -61,7 +62,6 @@ class Database:
         self._settings = settings
         self._lender = lender
         self._given = engine
-        self._given_loop: asyncio.AbstractEventLoop | None = None
         self._own: dict[asyncio.AbstractEventLoop, tuple[AsyncEngine, AsyncGenerator[None]]] = {}
         self._release_server: Callable[[], None] | None = None
         self._closed = False
@@ -113,9 +113,8 @@ class Database:
         return engine
 
     def _checked_given(self, engine: AsyncEngine, loop: asyncio.AbstractEventLoop) -> AsyncEngine:
-        if self._given_loop is None:
-            self._given_loop = loop
-        elif self._given_loop is not loop and not isinstance(engine.pool, NullPool):
+        first = _first_loops.setdefault(engine.pool, loop)
+        if first is not loop and not isinstance(engine.pool, NullPool):
             raise ConfigurationError(
                 "This engine was used in another event loop, where its connections live. Give "
                 "each loop an engine of its own, make the engine with poolclass=NullPool, or pass "
@@ -160,7 +159,10 @@ class Database:
         with translated_errors():
             # Autocommit saves the two round trips of BEGIN and COMMIT.
             autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
-            async with _left_in_peace(autocommit.connect()) as connection:
+            async with (
+                _left_in_peace(autocommit.connect()) as connection,
+                self._dropped_if_closed(connection),
+            ):
                 yield connection
 
     @asynccontextmanager
@@ -183,9 +185,21 @@ class Database:
             committing = engine.execution_options(isolation_level="READ COMMITTED")
             async with (
                 _left_in_peace(committing.connect()) as connection,
+                self._dropped_if_closed(connection),
                 _left_in_peace(connection.begin()),
             ):
                 yield connection
+
+    @asynccontextmanager
+    async def _dropped_if_closed(self, connection: AsyncConnection) -> AsyncIterator[None]:
+        # Closing an engine closes what lies in its pool; what is out would go back to nobody.
+        try:
+            yield
+        finally:
+            owner = self if self._lender is None else self._lender
+            if owner.is_closed and owner.given_engine is None:
+                with anyio.CancelScope(shield=True), suppress(Exception):
+                    await connection.invalidate()
 
     async def _joined(self, session: Session) -> AsyncConnection:
         self._check_session(session)
@@ -284,6 +298,10 @@ def _embedded_folder(url: str) -> Path | None:
             "for the default folder."
         )
     return Path(unquote(parts.path))
+
+
+# By pool and not by memory, for many may share one; an engine that is disposed of makes a new pool.
+_first_loops: WeakKeyDictionary[Pool, asyncio.AbstractEventLoop] = WeakKeyDictionary()
 
 
 # Held here, or a memory that is dropped unclosed would take its generator along while its loop is

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 import inspect
 import os
+import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, get_type_hints
 
 from llmemory._bridge import Bridge, bridge
 from llmemory.core import AsyncMemory
@@ -38,7 +39,8 @@ def blocking(
     call.__qualname__ = f"Memory.{method.__name__}"
     call.__doc__ = method.__doc__
     call.__module__ = __name__
-    call.__annotations__ = method.__annotations__
+    # As objects, for the names in them are those of another module.
+    call.__annotations__ = get_type_hints(method, include_extras=True)
     call.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
     return call
 
@@ -89,6 +91,7 @@ class Memory:
         self.schema = core.schema
         self.embedder = core.embedder
         self._engine = engine
+        self._embedder = embedder
         self._is_closed = False
         self._pid = os.getpid()
         self._inner = core
@@ -151,25 +154,33 @@ class Memory:
                     "belong to the parent process. Make the engine and the memory in the worker, "
                     "or pass a connection string."
                 )
-            self._finalizer.detach()
-            self._pid = os.getpid()
-            self._inner = AsyncMemory(
-                schema=self.schema, embedder=self.embedder, settings=self.settings
-            )
-            _cores.add(self._inner)
-            self._finalizer = weakref.finalize(self, _close_core, self._inner, self._pid)
+            with _renewing:
+                if self._pid != os.getpid():
+                    self._renew()
         return self._inner
+
+    def _renew(self) -> None:
+        core = AsyncMemory(schema=self.schema, embedder=self._embedder, settings=self.settings)
+        _cores.add(core)
+        self._finalizer.detach()
+        self._finalizer = weakref.finalize(self, _close_core, core, os.getpid())
+        self.embedder, self._inner = core.embedder, core
+        # Last: other threads take the core once this is right.
+        self._pid = os.getpid()
 
     def _call(self, function: Callable[[], Coroutine[Any, Any, R]]) -> R:
         return bridge().call(function)
 
 
 _cores: weakref.WeakSet[AsyncMemory] = weakref.WeakSet()
+_renewing = threading.Lock()
 
 
 def _keep_inherited() -> None:
     # The connections belong to the parent: were they collected here, they would complain that
     # nobody closed them. One reference too many keeps them from it.
+    global _renewing
+    _renewing = threading.Lock()
     for core in list(_cores):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(core))
     _cores.clear()

@@ -13,6 +13,7 @@ from collections.abc import (
     Callable,
     Generator,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
@@ -61,6 +62,7 @@ BATCH_CHARACTERS = 1_000_000
 # Checking and splitting more text than this would hold up the event loop; a thread does it.
 INLINE_CHARACTERS = 50_000
 ITEMS_A_TURN = 64
+TURN_S = 0.05
 
 
 @dataclass
@@ -480,10 +482,23 @@ async def _asynchronous(
     # The caller's own code may read files or a database: a worker thread runs it.
     iterator = iter(documents)
     try:
-        while taken := await anyio.to_thread.run_sync(list, islice(iterator, ITEMS_A_TURN)):
+        while taken := await anyio.to_thread.run_sync(_taken, iterator):
             for document in taken:
                 yield document
     finally:
         if isinstance(iterator, Generator):
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(iterator.close)
+
+
+def _taken(
+    documents: Iterator[NewDocument | Mapping[str, Any]],
+) -> list[NewDocument | Mapping[str, Any]]:
+    """Take some of `documents`, and no more once that lasts: a thread cannot be interrupted."""
+    until = time.perf_counter() + TURN_S
+    taken = []
+    for document in islice(documents, ITEMS_A_TURN):
+        taken.append(document)
+        if time.perf_counter() > until:
+            break
+    return taken

@@ -23,6 +23,7 @@ from llmemory import (
     ClosedError,
     ConfigurationError,
     HashEmbedder,
+    Memory,
     SchemaTooNew,
     migrate,
 )
@@ -378,5 +379,21 @@ def test_both_drivers_on_one_database(database_url: str) -> None:
             assert await add_and_search(memory) == number
         for memory in memories:
             await memory.close()
+
+    asyncio.run(main())
+
+
+def test_an_engine_belongs_to_one_loop_whichever_memory_uses_it(database_url: str) -> None:
+    async def main() -> None:
+        engine = create_async_engine(with_driver(database_url, "postgresql+asyncpg"))
+        asynchronous = AsyncMemory.from_engine(engine, embedder=HashEmbedder())
+        blocking = Memory.from_engine(engine, embedder=HashEmbedder())
+        assert await asynchronous.search("acme", "leave") == []
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match="another event loop"):
+                blocking.search("acme", "leave")
+        assert await asynchronous.search("acme", "leave") == []
+        blocking.close()
+        await engine.dispose()
 
     asyncio.run(main())

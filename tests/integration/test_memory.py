@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -291,3 +292,71 @@ def sessions(url: str) -> list[Any]:
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
         "AND application_name = 'llmemory' AND pid <> pg_backend_pid()",
     )
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_what_ends_a_process_in_a_call_ends_only_that_call(
+    database_url: str, error: type[BaseException]
+) -> None:
+    def leave(progress: object) -> None:
+        raise error
+
+    class Slow(HashEmbedder):
+        async def embed(self, texts: Any, *, purpose: Any) -> Any:
+            started.set()
+            await asyncio.sleep(0.5)
+            return await super().embed(texts, purpose=purpose)
+
+    started = threading.Event()
+    document = {"owner_id": "acme", "document_name": "Leave", "content": "25 days of leave."}
+    with (
+        Memory(database_url, embedder=HashEmbedder()) as memory,
+        Memory(database_url, embedder=Slow()) as other,
+        ThreadPoolExecutor() as threads,
+    ):
+        searching = threads.submit(other.search, "acme", "leave")
+        assert started.wait(10)
+        with pytest.raises(error):
+            memory.add_documents([document], on_progress=leave)
+        assert searching.result(10) is not None
+        assert len(memory.search("acme", "leave")) == 1
+
+
+def test_close_leaves_no_connection_of_calls_under_way(database_url: str) -> None:
+    memory = Memory(database_url, embedder=HashEmbedder())
+    memory.initialize()
+
+    def search() -> None:
+        with suppress(ClosedError):
+            while True:
+                memory.search("acme", "leave")
+
+    with ThreadPoolExecutor(6) as threads:
+        searching = [threads.submit(search) for _ in range(6)]
+        time.sleep(0.3)
+        memory.close()
+        for call in searching:
+            call.result(20)
+    for _ in range(100):
+        if not sessions(database_url):
+            return
+        time.sleep(0.05)
+    raise AssertionError("connections are still open")
+
+
+def test_a_slow_source_of_documents_can_be_interrupted(database_url: str) -> None:
+    main = threading.get_ident()
+
+    def slow() -> Iterator[dict[str, str]]:
+        for number in range(1000):
+            time.sleep(0.1)
+            if number == 3:
+                signal.pthread_kill(main, signal.SIGINT)
+            yield {"owner_id": "acme", "document_name": str(number), "content": "Leave."}
+
+    with Memory(database_url, embedder=HashEmbedder()) as memory:
+        before = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            memory.add_documents(slow())
+        assert time.monotonic() - before < 5
+        assert memory.search("acme", "leave") == []

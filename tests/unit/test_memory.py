@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import get_type_hints
 
 import pytest
 
@@ -30,3 +31,8 @@ def test_signature_and_docstring_are_the_same(name: str) -> None:
 
 def test_the_constructors_take_the_same() -> None:
     assert inspect.signature(Memory) == inspect.signature(AsyncMemory)
+
+
+@pytest.mark.parametrize("name", sorted(ASYNCHRONOUS - {"from_engine", "pool"}))
+def test_annotations_are_understood(name: str) -> None:
+    assert get_type_hints(getattr(Memory, name)) == get_type_hints(getattr(AsyncMemory, name))
