@@ -239,6 +239,11 @@ def translated_errors() -> Iterator[None]:
         ) from error
     except (sqlalchemy.exc.DBAPIError, OSError, TimeoutError) as error:
         raise _translate(error) from error
+    except sqlalchemy.exc.InvalidRequestError as error:
+        raise ConfigurationError(
+            "The session cannot be used: it is closed, its transaction has failed and must be "
+            "rolled back, or two tasks use it at once."
+        ) from error
     except Exception as error:
         if _is_driver_error(error):
             raise _translate(error) from error
@@ -276,7 +281,8 @@ def _translate(error: BaseException) -> LLMemoryError:
         return ConfigurationError(_CONFIGURATION[state])
     if state in {"42P01", "3F000", "42703", "42883"}:
         return SchemaMissing(
-            "A table or function of the schema is missing. Run `llmemory db upgrade`."
+            "A table or function of the memory's schema is missing. Run `llmemory db upgrade`, "
+            "with --schema where it is not the configured one."
         )
     if state in {"23505", "23503", "40001", "40P01", "55P03"}:
         original = getattr(error, "orig", None) or error
@@ -293,5 +299,9 @@ def _translate(error: BaseException) -> LLMemoryError:
     if state[:2] in {"08", "53"} or state in {"57P01", "57P02", "57P03", "57P05"}:
         return StorageUnavailable(
             "The database is not available now; try again later.", sqlstate=state
+        )
+    if state == "25P02":
+        return StorageError(
+            "The transaction has failed before; roll it back first.", sqlstate=state
         )
     return StorageError(f"The database refused the statement (SQLSTATE {state}).", sqlstate=state)

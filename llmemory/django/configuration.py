@@ -65,11 +65,20 @@ def _embedder_at(path: str) -> Embedder:
         raise ConfigurationError(
             f'LLMEMORY["EMBEDDER"]: {path} cannot be imported: {error}.'
         ) from error
-    embedder: Embedder = make()
+    try:
+        embedder: Embedder = make()
+    except TypeError as error:
+        raise ConfigurationError(
+            f'LLMEMORY["EMBEDDER"]: {path} must be a class that is made without arguments.'
+        ) from error
     return embedder
 
 
-def _url_of(alias: str) -> str:
+def _url_of(alias: object) -> str:
+    if not isinstance(alias, str):
+        raise ConfigurationError(
+            f'LLMEMORY["DATABASE"] must be an alias in DATABASES, not {type(alias).__name__}.'
+        )
     try:
         connection = connections[alias]
         parameters = connection.get_connection_params()

@@ -9,9 +9,23 @@ import pytest
 from integration.helpers import GatedEmbedder, broken_documents, paragraphs, rows
 from plugins.memories import MakeMemory
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    create_async_engine,
+)
 
-from llmemory import AsyncMemory, ConflictError, EmbeddingError, LLMemoryError, ValidationError
+from llmemory import (
+    AsyncMemory,
+    ConfigurationError,
+    ConflictError,
+    EmbeddingError,
+    LLMemoryError,
+    StorageError,
+    ValidationError,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -247,3 +261,23 @@ async def test_the_search_runs_in_the_callers_transaction_only(
             await memory.search("acme", "leave", session=session)
         assert len(sent) == 1
         assert session.in_transaction()
+
+
+async def test_a_session_that_cannot_be_used_is_named(
+    memory: AsyncMemory, engine: AsyncEngine
+) -> None:
+    await memory.initialize()
+    async with engine.connect() as connection:
+        pass
+    for call in (memory.search("acme", "leave", session=connection), add(memory, connection)):
+        with pytest.raises(ConfigurationError, match="session cannot be used"):
+            await call
+    async with engine.connect() as connection:
+        with pytest.raises(DBAPIError):
+            await connection.execute(text("SELECT 1 / 0"))
+        with pytest.raises(StorageError, match="roll it back"):
+            await memory.search("acme", "leave", session=connection)
+
+
+async def add(memory: AsyncMemory, connection: AsyncConnection) -> None:
+    await memory.add_document("acme", "Leave", "25 days.", embed="later", session=connection)

@@ -149,6 +149,8 @@ class SettingsTests(SimpleTestCase):
             "DATABASE_URL": {"DATABASE": "default", "DATABASE_URL": NOWHERE},
             "imported": {"EMBEDDER": "llmemory.NoSuchEmbedder"},
             "embedder": {"EMBEDDER": "torch"},
+            "alias": {"DATABASE": None},
+            "arguments": {"EMBEDDER": "json.dumps"},
         }
         for word, value in wrong.items():
             with self.subTest(word), override_settings(LLMEMORY=value):
