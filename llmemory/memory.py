@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import inspect
 import os
-import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -15,6 +14,7 @@ from llmemory._bridge import Bridge, bridge
 from llmemory.core import AsyncMemory
 from llmemory.embedding.base import Embedder
 from llmemory.errors import ClosedError, ConfigurationError
+from llmemory.forks import ProcessLock
 from llmemory.settings import Settings
 
 if TYPE_CHECKING:
@@ -173,14 +173,12 @@ class Memory:
 
 
 _cores: weakref.WeakSet[AsyncMemory] = weakref.WeakSet()
-_renewing = threading.Lock()
+_renewing = ProcessLock()
 
 
 def _keep_inherited() -> None:
     # The connections belong to the parent: were they collected here, they would complain that
     # nobody closed them. One reference too many keeps them from it.
-    global _renewing
-    _renewing = threading.Lock()
     for core in list(_cores):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(core))
     _cores.clear()

@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 import anyio
 from sqlalchemy.util.concurrency import await_only, in_greenlet
 
+from llmemory.forks import ProcessLock
+
 __all__ = ["Turn"]
 
 PAUSE_S = 0.005
@@ -22,7 +24,7 @@ class Turn:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._holder: object = None
 
     @asynccontextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ import numpy as np
 
 from llmemory.embedding.base import Purpose
 from llmemory.errors import ConfigurationError
+from llmemory.forks import ProcessLock
 from llmemory.types import Vectors
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StaticEmbedder"]
 
-_loading = threading.Lock()
+_loading = ProcessLock()
 
 
 class StaticEmbedder:

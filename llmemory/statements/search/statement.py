@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from functools import lru_cache
 from typing import Any, cast
 
@@ -21,6 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql import visitors
 
+from llmemory.forks import ProcessLock
 from llmemory.models import Tables
 from llmemory.statements import AnySelect
 from llmemory.statements.search.fusion import fused, single
@@ -35,7 +35,7 @@ __all__ = ["search"]
 
 # Parts of a statement are shared by being cached. Built in two threads at once, it would have some
 # of one thread's and some of the other's, which are not the same to SQLAlchemy.
-_building = threading.Lock()
+_building = ProcessLock()
 
 _LITERALS = frozenset({"owner", "limit", "offset", "pool"})
 
