@@ -23,8 +23,12 @@ Result = TypeVar("Result")
 def start_thread(run: Callable[[], None], name: str) -> None:
     """Run a function in a new thread of the operating system, which no exit waits for."""
     if _is_patched():
+        from gevent import get_hub
         from gevent.monkey import get_original
 
+        # Were two threads to make their first hubs at once, each would wait for an import of the
+        # other's.
+        get_hub()
         get_original("_thread", "start_new_thread")(run, ())
     else:
         threading.Thread(target=run, name=name, daemon=True).start()
