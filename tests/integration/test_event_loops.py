@@ -276,10 +276,6 @@ def test_a_callers_engine_on_a_second_loop_is_refused(database_url: str) -> None
     engine = make_engine(database_url)
     memory = AsyncMemory.from_engine(engine, embedder=HashEmbedder())
 
-    async def first() -> None:
-        assert await add_and_search(memory) == 1
-        await engine.dispose()
-
     async def second() -> None:
         for call in (
             lambda: memory.search("acme", "leave"),
@@ -290,9 +286,24 @@ def test_a_callers_engine_on_a_second_loop_is_refused(database_url: str) -> None
                 await call()
             assert "event loop" in str(caught.value)
 
-    asyncio.run(first())
-    asyncio.run(second())
+    with asyncio.Runner() as first:
+        assert first.run(add_and_search(memory)) == 1
+        asyncio.run(second())
+        first.run(engine.dispose())
     assert fetch(database_url, "SELECT count(*) FROM llmemory.documents") == [(1,)]
+
+
+def test_a_callers_engine_that_was_disposed_of_works_on_another_loop(database_url: str) -> None:
+    engine = make_engine(database_url)
+    memory = AsyncMemory.from_engine(engine, embedder=HashEmbedder())
+
+    async def use() -> None:
+        await add_and_search(memory)
+        await engine.dispose()
+
+    asyncio.run(use())
+    asyncio.run(use())
+    assert fetch(database_url, "SELECT count(*) FROM llmemory.documents") == [(2,)]
 
 
 def test_a_callers_engine_without_a_pool_works_on_any_loop(database_url: str) -> None:
