@@ -24,9 +24,10 @@ START_S = 60.0
 STOP_S = 30.0
 COMPLAINT = re.compile(r"Traceback|Warning|warning|\bError\b|\[ERROR\]|\[CRITICAL\]|CRITICAL/")
 # gunicorn and Django leave the socket that they listen on to the end of the process, and Django's
-# reloader does not wait long for the process that it has started.
+# reloader does not wait long for the process that it has started. Workers that end at once write
+# into each other's lines.
 OF_THE_SERVER = re.compile(
-    r"^sys:1: ResourceWarning: unclosed <socket.socket [^>]*laddr=[^>]*\)>$"
+    r"(ResourceWarning: )+unclosed <socket.socket [^>]*laddr=\([^>)]*\)>"
     r"|^.*ResourceWarning: subprocess \d+ is still running$|^  _warn\(.subprocess.*$"
     r"|^ResourceWarning: Enable tracemalloc.*$",
     re.MULTILINE,
