@@ -29,7 +29,7 @@ COMPLAINT = re.compile(r"Traceback|Warning|warning|\bError\b|\[ERROR\]|\[CRITICA
 OF_THE_SERVER = re.compile(
     r"(ResourceWarning: )+unclosed <socket.socket [^>]*laddr=\([^>)]*\)>"
     r"|^.*ResourceWarning: subprocess \d+ is still running$|^  _warn\(.subprocess.*$"
-    r"|^ResourceWarning: Enable tracemalloc.*$",
+    r"|ResourceWarning: Enable tracemalloc[^\n]*",
     re.MULTILINE,
 )
 
