@@ -42,6 +42,12 @@ Vectors: TypeAlias = "NDArray[np.float32]"
 HalfVectors: TypeAlias = "NDArray[np.float16]"
 """Embeddings as they are stored, in half precision; shaped alike."""
 
+Identifier: TypeAlias = str | int | UUID
+"""An id of yours; int and UUID become text."""
+
+Moment: TypeAlias = datetime | date | str
+"""A point in time; a naive one is UTC, text is ISO 8601."""
+
 Timestamp: TypeAlias = Annotated[datetime, AfterValidator(lambda value: value.astimezone(UTC))]
 """A point in time, in UTC whichever time zone the driver gave it."""
 

@@ -1,0 +1,149 @@
+"""What every use case stands on: settings, connections, schema and space."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Self
+from weakref import WeakKeyDictionary
+
+from pydantic import SecretStr
+
+from llmemory import embedding, migrate
+from llmemory.database import Database
+from llmemory.embedding.base import Embedder, checked_embedder, provider_of
+from llmemory.errors import ConfigurationError, SchemaError, SchemaTooNew
+from llmemory.models import tables_for
+from llmemory.settings import Settings, checked_schema
+from llmemory.spaces import Space, open_space
+from llmemory.store import Store
+from llmemory.vector_indexes import VectorIndexes
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+
+class Lifecycle:
+    """Opens and closes a memory."""
+
+    def __init__(
+        self,
+        connection_string: str | None = None,
+        *,
+        openai_api_key: str | None = None,
+        engine: AsyncEngine | None = None,
+        schema: str | None = None,
+        embedder: Embedder | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        if settings is None:
+            settings = Settings.from_env()
+        elif not isinstance(settings, Settings):
+            raise ConfigurationError(
+                f"settings must be a Settings object, not {type(settings).__name__}."
+            )
+        if connection_string is not None:
+            if not isinstance(connection_string, str) or not connection_string.strip():
+                raise ConfigurationError(
+                    "connection_string must be text such as postgresql://host/database; leave it "
+                    "out, or pass embedded://, for the embedded server."
+                )
+            if engine is not None:
+                raise ConfigurationError("Give a connection string or an engine, not both.")
+            settings = settings.model_copy(update={"database_url": SecretStr(connection_string)})
+        if openai_api_key is not None:
+            if embedder is not None:
+                raise ConfigurationError("Give an OpenAI key or an embedder, not both.")
+            key = SecretStr(openai_api_key)
+            settings = settings.model_copy(update={"openai_api_key": key, "embedder": "openai"})
+        self.settings = settings
+        self.schema = checked_schema(settings.schema_name if schema is None else schema)
+        self.embedder = (
+            embedding.from_settings(settings) if embedder is None else checked_embedder(embedder)
+        )
+        self._owns_embedder = embedder is None
+        self._database = Database(settings, engine=engine)
+        self._tables = tables_for(self.schema)
+        self._store = Store(self._tables)
+        self._space: Space | None = None
+        self._indexes = VectorIndexes(self._tables, settings.hnsw_refresh_s)
+        self._opening: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (
+            WeakKeyDictionary()
+        )
+
+    @classmethod
+    def from_engine(
+        cls,
+        engine: AsyncEngine,
+        *,
+        schema: str | None = None,
+        embedder: Embedder | None = None,
+        settings: Settings | None = None,
+    ) -> Self:
+        """Return a memory on an engine of yours; several may share it, each with its schema.
+
+        The engine stays yours: ``close`` does not dispose of it.
+        """
+        return cls(engine=engine, schema=schema, embedder=embedder, settings=settings)
+
+    async def initialize(self) -> None:
+        """Connect, bring the schema up to date and check it. Calling it again does nothing.
+
+        Any number of processes may call it at once: one migrates, the others wait. With
+        ``Settings.migrate=False`` it only checks.
+
+        Raises:
+            SchemaError: The schema is missing, older or newer than the library, or pgvector is
+                absent; the message holds the command to run.
+            EmbedderMismatchError: The stored vectors come from another model.
+            ConfigurationError: The login was refused or the database does not exist.
+            StorageUnavailable: The server cannot be reached.
+            ClosedError: ``close`` was called.
+        """
+        await self._open()
+
+    async def close(self) -> None:
+        """Close the connections that this memory opened. Later calls raise ClosedError."""
+        await self._database.close()
+        close_embedder = getattr(self.embedder, "aclose", None)
+        if self._owns_embedder and close_embedder is not None:
+            await close_embedder()
+
+    async def __aenter__(self) -> Self:
+        await self.initialize()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def _open(self) -> Space:
+        self._database.check_open()
+        if self._space is not None:
+            return self._space
+        lock = self._opening.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+        async with lock:
+            if self._space is None:
+                await self._migrate()
+                async with self._database.connect() as connection:
+                    self._space = await open_space(
+                        connection,
+                        self._tables,
+                        provider=provider_of(self.embedder),
+                        model=self.embedder.model,
+                        dimensions=self.embedder.dimensions,
+                    )
+                    await self._indexes.refresh(connection)
+            return self._space
+
+    async def _migrate(self) -> None:
+        async with self._database.connect() as connection:
+            try:
+                await connection.run_sync(migrate.check, self.schema)
+            except SchemaTooNew:
+                raise
+            except SchemaError:
+                if not self.settings.migrate:
+                    raise
+            else:
+                return
+        async with migrate.ready(), self._database.transaction() as connection:
+            await connection.run_sync(migrate.upgrade, self.schema)

@@ -1,0 +1,181 @@
+"""Searching."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmemory.core.lifecycle import Lifecycle
+from llmemory.database import Session
+from llmemory.embedding.base import embed_checked
+from llmemory.ranking import grouped
+from llmemory.retrieval import run_search
+from llmemory.types import (
+    DocumentType,
+    Identifier,
+    Moment,
+    SearchResult,
+    SearchResultWithDocuments,
+    SearchType,
+)
+from llmemory.validation import checked_filters, checked_search
+
+DEFAULT_ALPHA = 0.5
+
+
+class Searching(Lifecycle):
+    """Searches an owner's documents."""
+
+    async def search(
+        self,
+        owner_id: Identifier,
+        query_text: str,
+        *,
+        search_type: SearchType | str = SearchType.HYBRID,
+        limit: int = 10,
+        offset: int = 0,
+        metadata_filter: Mapping[str, Any] | None = None,
+        document_type: DocumentType | str | None = None,
+        id_at_origin: Identifier | None = None,
+        date_from: Moment | None = None,
+        date_to: Moment | None = None,
+        alpha: float | None = None,
+        language: str | None = None,
+        min_score: float | None = None,
+        context_window: int = 0,
+        highlight: bool = False,
+        session: Session | None = None,
+    ) -> list[SearchResult]:
+        """Return the owner's passages that fit `query_text` best, best first.
+
+        VECTOR compares meanings by cosine similarity. TEXT ranks the passages that hold any of
+        the words by BM25. HYBRID, the default, adds both, each scaled to 0..1, weighted by
+        `alpha`. Sources: Robertson and Zaragoza 2009, BM25; Bruch et al. 2023, fusion.
+
+        Args:
+            owner_id: Whose documents to search.
+            query_text: The question, at most 10,000 characters.
+            search_type: By meaning, by words, or both.
+            limit: Hits wanted, 1 to 1,000. Fewer come back only if fewer match.
+            offset: Hits to skip.
+            metadata_filter: Keys and the values they must equal, None meaning null or missing; or
+                operators, such as ``{"year": {"$gte": 2024}}``.
+            document_type: Only documents of this type.
+            id_at_origin: Only documents of this origin.
+            date_from: Only documents dated then or later; those without a date are left out.
+            date_to: Only documents dated then or earlier; a date without time includes the day.
+            alpha: Weight of meaning against words in a hybrid search, 0 to 1: 0 is TEXT, 1 is
+                VECTOR. None takes the settings', else the embedder's.
+            language: Language of the query. None analyses it in every language that the owner's
+                documents have.
+            min_score: Only hits with at least this score, 0 to 1. It changes no order or score.
+            context_window: Chunks on each side whose text comes along, as ``context``, 0 to 50.
+            highlight: Whether ``highlight`` of each hit is made: its text as safe HTML, the
+                query's words in ``<mark>``.
+            session: Your transaction to read in, with what it has not committed.
+
+        Returns:
+            At most `limit` hits, scores from 0 to 1.
+
+        Raises:
+            ValidationError: An argument is out of range.
+            EmbeddingError: The embedder failed.
+            StorageError: The database failed.
+        """
+        request = checked_search(
+            owner_id=owner_id,
+            query_text=query_text,
+            search_type=search_type,
+            limit=limit,
+            offset=offset,
+            alpha=self._alpha() if alpha is None else alpha,
+            language=language,
+            filters=checked_filters(
+                self.settings,
+                metadata_filter=metadata_filter,
+                document_type=document_type,
+                id_at_origin=id_at_origin,
+                date_from=date_from,
+                date_to=date_to,
+            ),
+            min_score=min_score,
+            context_window=context_window,
+            highlight=highlight,
+            settings=self.settings,
+        )
+        space = await self._open()
+        query = None
+        if request.search_type is not SearchType.TEXT:
+            (query,) = await embed_checked(
+                self.embedder, [request.query.text], purpose="query", batch_size=1
+            )
+        async with self._database.connect(session) as connection:
+            index = None
+            if query is not None:
+                index = await self._indexes.find(connection, request.owner_id, space.space_id)
+            return await run_search(
+                connection,
+                self._tables,
+                request,
+                space=space,
+                embedding=query,
+                index=index,
+                settings=self.settings,
+            )
+
+    async def search_with_documents(
+        self,
+        owner_id: Identifier,
+        query_text: str,
+        *,
+        search_type: SearchType | str = SearchType.HYBRID,
+        limit: int = 10,
+        offset: int = 0,
+        metadata_filter: Mapping[str, Any] | None = None,
+        document_type: DocumentType | str | None = None,
+        id_at_origin: Identifier | None = None,
+        date_from: Moment | None = None,
+        date_to: Moment | None = None,
+        alpha: float | None = None,
+        language: str | None = None,
+        min_score: float | None = None,
+        context_window: int = 0,
+        highlight: bool = False,
+        session: Session | None = None,
+    ) -> SearchResultWithDocuments:
+        """Search as ``search`` does; return the hits, and the same hits grouped by document.
+
+        Returns:
+            ``results`` as ``search`` returns them, and ``documents``, the one with the best hit
+            first, each with its hits and with their text in ``passages`` that do not overlap.
+
+        Raises:
+            ValidationError: An argument is out of range.
+            EmbeddingError: The embedder failed.
+            StorageError: The database failed.
+        """
+        return grouped(
+            await self.search(
+                owner_id,
+                query_text,
+                search_type=search_type,
+                limit=limit,
+                offset=offset,
+                metadata_filter=metadata_filter,
+                document_type=document_type,
+                id_at_origin=id_at_origin,
+                date_from=date_from,
+                date_to=date_to,
+                alpha=alpha,
+                language=language,
+                min_score=min_score,
+                context_window=context_window,
+                highlight=highlight,
+                session=session,
+            )
+        )
+
+    def _alpha(self) -> float:
+        if self.settings.alpha is not None:
+            return self.settings.alpha
+        return float(getattr(self.embedder, "alpha", DEFAULT_ALPHA))
