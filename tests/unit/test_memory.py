@@ -9,8 +9,8 @@ import pytest
 
 from llmemory import AsyncMemory, Memory
 
-ASYNCHRONOUS = {name for name in vars(AsyncMemory) if not name.startswith("_")}
-BLOCKING = {name for name in vars(Memory) if not name.startswith("_")}
+ASYNCHRONOUS = {name for name in dir(AsyncMemory) if not name.startswith("_")}
+BLOCKING = {name for name in dir(Memory) if not name.startswith("_")}
 
 
 def test_the_public_names_are_the_same() -> None:
