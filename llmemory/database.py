@@ -72,6 +72,12 @@ class Database:
         return self._closed or (self._lender is not None and self._lender.is_closed)
 
     @property
+    def is_given(self) -> bool:
+        """Whether the engine is a caller's, who may listen to its events."""
+        owner = self if self._lender is None else self._lender
+        return owner._given is not None
+
+    @property
     def given_engine(self) -> AsyncEngine | None:
         """The engine that the caller brought, if any."""
         return self._given
@@ -158,9 +164,8 @@ class Database:
         engine = await self.engine()
         with translated_errors():
             # Autocommit saves the two round trips of BEGIN and COMMIT.
-            autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
             async with (
-                _left_in_peace(autocommit.connect()) as connection,
+                _left_in_peace(_isolated(engine, "AUTOCOMMIT").connect()) as connection,
                 self._dropped_if_closed(connection),
             ):
                 yield connection
@@ -182,9 +187,8 @@ class Database:
         engine = await self.engine()
         with translated_errors():
             # Said expressly: a caller's engine may commit each statement by itself.
-            committing = engine.execution_options(isolation_level="READ COMMITTED")
             async with (
-                _left_in_peace(committing.connect()) as connection,
+                _left_in_peace(_isolated(engine, "READ COMMITTED").connect()) as connection,
                 self._dropped_if_closed(connection),
                 _left_in_peace(connection.begin()),
             ):
@@ -228,6 +232,17 @@ class Database:
         release, self._release_server = self._release_server, None
         if release is not None:
             await anyio.to_thread.run_sync(release)
+
+
+def _isolated(engine: AsyncEngine, level: str) -> AsyncEngine:
+    """Return `engine` with an isolation level; making it takes as long as a short query."""
+    levels = _isolated_engines.setdefault(engine, {})
+    if (found := levels.get(level)) is None:
+        found = levels[level] = engine.execution_options(isolation_level=level)
+    return found
+
+
+_isolated_engines: WeakKeyDictionary[AsyncEngine, dict[str, AsyncEngine]] = WeakKeyDictionary()
 
 
 def run_in_transaction(

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from llmemory.drivers import translated_errors
+from llmemory.drivers import fetch
 from llmemory.highlighting import highlighted
 from llmemory.local_settings import local_settings
 from llmemory.models import Tables
 from llmemory.settings import Settings
 from llmemory.spaces import Space
 from llmemory.statements.filters import parameters, shape_of
-from llmemory.statements.search import EXCLUDED, SearchShape, search
+from llmemory.statements.search import EXCLUDED, SearchShape, search_text
 from llmemory.types import HalfVectors, SearchResult, SearchType
 from llmemory.validation import SearchRequest
 from llmemory.vector_indexes import VectorIndex
@@ -34,6 +35,7 @@ async def run_search(
     embedding: HalfVectors | None,
     index: VectorIndex | None,
     settings: Settings,
+    past_sqlalchemy: bool,
 ) -> list[SearchResult]:
     """Return the hits of `request`, best first.
 
@@ -45,6 +47,7 @@ async def run_search(
         embedding: The query's vector, shape ``(dimensions,)``; None for a search by words.
         index: The HNSW index of the owner's vectors; None for an exact search.
         settings: How many candidates there are, and how the index is searched.
+        past_sqlalchemy: Whether nobody else listens to what runs on the connection.
     """
     shape = SearchShape(
         search_type=request.search_type,
@@ -65,7 +68,7 @@ async def run_search(
     }
     if embedding is not None:
         values["space"] = space.space_id
-        values["embedding"] = _vector_text(embedding)
+        values["embedding"] = embedding.tolist()
     if request.min_score is not None:
         values["min_score"] = request.min_score
     if request.context_window:
@@ -104,10 +107,10 @@ async def run_search(
         values["candidates"] = settings.candidates
         values["alpha"] = request.alpha
         values["pool"] = _pool(request, settings)
+    text, arguments = search_text(connection.dialect, tables, shape).bound(values)
     async with local_settings(connection, local):
-        with translated_errors():
-            result = await connection.execute(search(tables, shape), values)
-    return [_result(row, request) for row in result.mappings()]
+        rows = await fetch(connection, text, arguments, past_sqlalchemy=past_sqlalchemy)
+    return [_result(row, request) for row in rows]
 
 
 def _pool(request: SearchRequest, settings: Settings) -> int:
@@ -131,12 +134,7 @@ def _too_many(request: SearchRequest, index: VectorIndex, settings: Settings) ->
     return int(min(2 ** math.ceil(math.log2(even)), settings.hnsw_exact_chunks + 1))
 
 
-def _vector_text(vector: HalfVectors) -> str:
-    # As text: a caller who registered pgvector's codecs on the engine would break a bound vector.
-    return "[" + ",".join(map(str, vector.tolist())) + "]"
-
-
-def _result(row: RowMapping, request: SearchRequest) -> SearchResult:
+def _result(row: Mapping[str, Any], request: SearchRequest) -> SearchResult:
     asked: dict[str, Any] = {}
     if request.context_window:
         asked = {name: row[name] for name in ("context", "context_start", "context_end")}
@@ -152,7 +150,7 @@ def _result(row: RowMapping, request: SearchRequest) -> SearchResult:
         content=row["content"],
         # Rounding errors of the fusion must not leave the range.
         score=min(max(row["score"], 0.0), 1.0),
-        metadata=row["metadata"],
+        metadata=json.loads(row["metadata"]),
         id_at_origin=row["id_at_origin"],
         external_id=row["external_id"],
         document_date=row["document_date"],

@@ -121,6 +121,7 @@ class Searching(Lifecycle):
                 embedding=query,
                 index=index,
                 settings=self.settings,
+                past_sqlalchemy=session is None and not self._database.is_given,
             )
 
     async def search_with_documents(

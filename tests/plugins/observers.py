@@ -14,6 +14,7 @@ import asyncpg
 import psycopg
 import pytest
 from anyio.lowlevel import checkpoint
+from psycopg.rows import dict_row
 from sqlalchemy import Connection, Engine, event
 
 from llmemory import AsyncMemory
@@ -40,7 +41,17 @@ def _recorded(memory: AsyncMemory) -> Iterator[list[str]]:
         if any(connection.engine.pool is engine.sync_engine.pool for engine in engines):
             sent.append(statement)
 
-    # COPY goes to the driver's connection, where SQLAlchemy's event does not see it.
+    # What goes to the driver's connection is not seen by SQLAlchemy's event: searches, COPY.
+    async def fetch(connection: Any, statement: str, *arguments: Any, **options: Any) -> Any:
+        sent.append(statement)
+        return await fetch_of_asyncpg(connection, statement, *arguments, **options)
+
+    async def execute(cursor: Any, statement: Any, *arguments: Any, **options: Any) -> Any:
+        # SQLAlchemy's own cursors give tuples.
+        if cursor.row_factory is dict_row:
+            sent.append(statement)
+        return await execute_of_psycopg(cursor, statement, *arguments, **options)
+
     async def copy_to_table(connection: Any, table: str, **options: Any) -> Any:
         sent.append(f"COPY {table}")
         return await copy_of_asyncpg(connection, table, **options)
@@ -49,9 +60,13 @@ def _recorded(memory: AsyncMemory) -> Iterator[list[str]]:
         sent.append(statement if isinstance(statement, str) else statement.as_string(cursor))
         return copy_of_psycopg(cursor, statement, *arguments, **options)
 
+    fetch_of_asyncpg = asyncpg.Connection.fetch
+    execute_of_psycopg = psycopg.AsyncCursor.execute
     copy_of_asyncpg = asyncpg.Connection.copy_to_table
     copy_of_psycopg = psycopg.AsyncCursor.copy
     with (
+        patch.object(asyncpg.Connection, "fetch", fetch),
+        patch.object(psycopg.AsyncCursor, "execute", execute),
         patch.object(asyncpg.Connection, "copy_to_table", copy_to_table),
         patch.object(psycopg.AsyncCursor, "copy", copy),
     ):

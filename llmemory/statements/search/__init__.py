@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from llmemory.statements.search.query_terms import EXCLUDED
 from llmemory.statements.search.shape import SearchShape
-from llmemory.statements.search.statement import search
+from llmemory.statements.search.statement import search, search_text
 
-__all__ = ["EXCLUDED", "SearchShape", "search"]
+__all__ = ["EXCLUDED", "SearchShape", "search", "search_text"]

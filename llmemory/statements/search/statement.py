@@ -8,6 +8,7 @@ from typing import Any, cast
 from sqlalchemy import (
     BigInteger,
     BindParameter,
+    Dialect,
     Float,
     Integer,
     Subquery,
@@ -23,6 +24,7 @@ from sqlalchemy.sql import visitors
 from llmemory.forks import ProcessLock
 from llmemory.models import Tables
 from llmemory.statements import AnySelect
+from llmemory.statements.driver_text import DriverText, compiled_for
 from llmemory.statements.search.fusion import fused, single
 from llmemory.statements.search.highlights import matched_words
 from llmemory.statements.search.shape import SearchShape, owner_is
@@ -31,11 +33,15 @@ from llmemory.statements.search.words import text_arm
 from llmemory.statements.values import read_json
 from llmemory.types import SearchType
 
-__all__ = ["search"]
+__all__ = ["search", "search_text"]
 
 # Parts of a statement are shared by being cached. Built in two threads at once, it would have some
 # of one thread's and some of the other's, which are not the same to SQLAlchemy.
 _building = ProcessLock()
+
+MOST_TEXTS = 1024
+# By driver and not by dialect: each engine has a dialect of its own.
+_texts: dict[tuple[Any, ...], DriverText] = {}
 
 _LITERALS = frozenset({"owner", "limit", "offset", "pool"})
 
@@ -45,7 +51,7 @@ def search(tables: Tables, shape: SearchShape) -> AnySelect:
     """Return the search of `shape`.
 
     Binds ``owner``, ``limit``, ``offset`` and the filters; with a vector arm ``space`` and
-    ``embedding`` (the vector as text); with a word arm ``query_text`` and ``language`` if given;
+    ``embedding`` (the vector as a list); with a word arm ``query_text`` and ``language`` if given;
     with both ``alpha``, the vector arm's weight, ``pool``, the hits of each arm, and
     ``candidates``, how many of them are ranked. Where the shape asks for it ``min_score``,
     ``context_window`` and, for highlights, ``query_text``.
@@ -55,6 +61,19 @@ def search(tables: Tables, shape: SearchShape) -> AnySelect:
     """
     with _building:
         return _built(tables, shape)
+
+
+def search_text(dialect: Dialect, tables: Tables, shape: SearchShape) -> DriverText:
+    """Return the search of `shape` as the driver of `dialect` takes it."""
+    key = (dialect.driver, getattr(dialect, "_backslash_escapes", True), tables, shape)
+    found = _texts.get(key)
+    if found is None:
+        statement = search(tables, shape)
+        with _building:
+            found = _texts[key] = compiled_for(dialect, statement)
+        while len(_texts) > MOST_TEXTS:
+            _texts.pop(next(iter(_texts)), None)
+    return found
 
 
 def _built(tables: Tables, shape: SearchShape) -> AnySelect:

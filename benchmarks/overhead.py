@@ -1,0 +1,153 @@
+"""What a search costs beside hand-written asyncpg that runs the very same SQL.
+
+By hand means a pool of asyncpg, the statement's text, its arguments and the rows as they come; the
+texts and arguments are those that `AsyncMemory` sends. Latency: one search after the other, both
+sides by turns. Throughput: 16 tasks on each side by turns.
+
+Run: python benchmarks/overhead.py [--sizes 300 2000] [--searches 600] [--rounds 7]
+     [--database-url postgresql://...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import asyncpg
+from passages import passages
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from llmemory import AsyncMemory, HashEmbedder, SearchType, Settings
+
+SCHEMA = "bench_overhead"
+CALLERS = 16
+LIMIT = 10
+
+Call = Callable[[int], Awaitable[Any]]
+
+
+async def recorded(
+    url: str, owner: str, queries: list[str], search_type: str
+) -> list[tuple[str, tuple[Any, ...]]]:
+    """Return the statements and arguments that a memory sends for `queries`."""
+    sent: list[tuple[str, tuple[Any, ...]]] = []
+    engine = create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://"))
+    memory = AsyncMemory.from_engine(engine, schema=SCHEMA, embedder=HashEmbedder(256))
+    await memory.initialize()
+
+    def record(_c: Any, _k: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+        sent.append((statement, tuple(parameters)))
+
+    event.listen(engine.sync_engine, "before_cursor_execute", record)
+    for query in queries:
+        await memory.search(owner, query, search_type=search_type, limit=LIMIT)
+    await engine.dispose()
+    return sent[-len(queries) :]
+
+
+async def latency(call: Call, number: int) -> float:
+    """Return the milliseconds of one search."""
+    started = time.perf_counter()
+    await call(number)
+    return (time.perf_counter() - started) * 1000
+
+
+async def throughput(call: Call, count: int) -> float:
+    """Return the searches a second of all tasks together."""
+
+    async def some(start: int) -> None:
+        for number in range(start, count, CALLERS):
+            await call(number)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(some(start) for start in range(CALLERS)))
+    return count / (time.perf_counter() - started)
+
+
+async def measure(
+    memory: AsyncMemory,
+    pool: asyncpg.Pool,
+    url: str,
+    owner: str,
+    search_type: str,
+    options: argparse.Namespace,
+) -> None:
+    """Print one line: p50s, what the library adds, and the share of the throughput."""
+    texts = passages(None, 300)
+    generator = random.Random(5)
+    queries = [" ".join(generator.sample(text.split(), 4)) for text in texts]
+    sent = await recorded(url, owner, queries, search_type)
+
+    async def ours(number: int) -> Any:
+        query = queries[number % len(queries)]
+        return await memory.search(owner, query, search_type=search_type, limit=LIMIT)
+
+    async def by_hand(number: int) -> Any:
+        statement, arguments = sent[number % len(sent)]
+        async with pool.acquire() as connection:
+            return await connection.fetch(statement, *arguments)
+
+    for call in (ours, by_hand):
+        await throughput(call, 10 * CALLERS)
+    times: dict[str, list[float]] = {"ours": [], "by hand": []}
+    for number in range(options.searches):
+        times["ours"].append(await latency(ours, number))
+        times["by hand"].append(await latency(by_hand, number))
+    p50 = {name: statistics.median(values) for name, values in times.items()}
+    shares = []
+    for _ in range(options.rounds):
+        rate = await throughput(ours, options.searches)
+        shares.append(rate / await throughput(by_hand, options.searches))
+    print(
+        f"{owner:>12} {search_type:<7} ours {p50['ours']:6.2f} ms  by hand {p50['by hand']:6.2f} ms"
+        f"  more {p50['ours'] - p50['by hand']:5.2f} ms  x {p50['ours'] / p50['by hand']:.2f}"
+        f"  throughput at {CALLERS}: {statistics.median(shares):.2f}",
+        flush=True,
+    )
+
+
+async def main(options: argparse.Namespace) -> None:
+    """Fill, measure, drop."""
+    url = options.database_url
+    if url is None:
+        from llmemory import embedded
+
+        url = embedded.start().url
+    settings = Settings(pool_size=CALLERS, pool_overflow=0)
+    async with (
+        AsyncMemory(url, schema=SCHEMA, embedder=HashEmbedder(256), settings=settings) as memory,
+        asyncpg.create_pool(url, min_size=CALLERS, max_size=CALLERS) as pool,
+    ):
+        for size in options.sizes:
+            owner = f"{size} chunks"
+            await memory.delete_owner(owner)
+            await memory.add_documents(
+                {"owner_id": owner, "document_name": f"d{number}", "content": text}
+                for number, text in enumerate(passages(None, size))
+            )
+        await memory.maintain()
+        await pool.execute(f"VACUUM ANALYZE {SCHEMA}.chunks")
+        for size in options.sizes:
+            for search_type in SearchType:
+                await measure(memory, pool, url, f"{size} chunks", search_type.value, options)
+        await pool.execute(f"DROP SCHEMA {SCHEMA} CASCADE")
+
+
+def arguments() -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[300, 2000])
+    parser.add_argument("--searches", type=int, default=600)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--database-url", help="default: the embedded server")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(arguments()))

@@ -1,0 +1,85 @@
+"""Statements as a driver takes them: compiled once, and sent without going through SQLAlchemy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from sqlalchemy import BindParameter, Dialect
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from llmemory.statements import AnySelect
+
+__all__ = ["Arguments", "DriverText", "compiled_for"]
+
+Arguments = Sequence[Any] | Mapping[str, Any]
+"""Values in the order of a text's ``$1``, or by name for ``%(name)s``."""
+
+_LATE = re.compile(r"__\[POSTCOMPILE_(\w+)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class DriverText:
+    """A compiled statement.
+
+    Attributes:
+        text: SQL in the driver's style, with marks for values that stand in the text itself.
+        names: The bound values, in the driver's order where it has one.
+        is_positional: Whether the driver takes values by position.
+    """
+
+    text: str
+    names: tuple[str, ...]
+    is_positional: bool
+    _late: Mapping[str, BindParameter[Any]]
+    _compiled: SQLCompiler
+
+    def bound(self, values: Mapping[str, Any]) -> tuple[str, Arguments]:
+        """Return the text and the arguments for `values`."""
+        text = self.text
+        if self._late:
+            text = _LATE.sub(lambda mark: self._literal(mark[1], values), text)
+        if self.is_positional:
+            return text, [values[name] for name in self.names]
+        return text, {name: values[name] for name in self.names}
+
+    def _literal(self, name: str, values: Mapping[str, Any]) -> str:
+        return self._compiled.render_literal_value(values[name], self._late[name].type)
+
+
+def compiled_for(dialect: Dialect, statement: AnySelect) -> DriverText:
+    """Return `statement` for the driver of `dialect`; what it holds of constants becomes text."""
+    compiled = _with_constants(statement).compile(dialect=dialect)
+    late = {name: bind for name, bind in compiled.binds.items() if bind.literal_execute}
+    order = compiled.positiontup if compiled.positional else compiled.binds
+    assert order is not None, "a positional compiler knows the order"
+
+    def constant(mark: re.Match[str]) -> str:
+        bind = late[mark[1]]
+        if bind.required:
+            return mark[0]
+        return compiled.render_literal_value(bind.value, bind.type)
+
+    return DriverText(
+        text=_LATE.sub(constant, compiled.string),
+        names=tuple(name for name in order if name not in late),
+        is_positional=compiled.positional,
+        _late={name: bind for name, bind in late.items() if bind.required},
+        _compiled=compiled,
+    )
+
+
+def _with_constants(statement: AnySelect) -> AnySelect:
+    """Mark the values that came with the statement, such as the 0 of a coalesce, as text."""
+
+    def marked(element: object, **options: object) -> BindParameter[Any] | None:
+        if isinstance(element, BindParameter) and not element.required:
+            return BindParameter(
+                None, element.value, element.type, unique=True, literal_execute=True
+            )
+        return None
+
+    return cast("AnySelect", visitors.replacement_traverse(statement, {}, marked))
