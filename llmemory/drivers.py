@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import sqlalchemy.exc
-from sqlalchemy import Table
+from sqlalchemy import Table, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from llmemory.errors import (
@@ -95,7 +95,26 @@ def create_engine(url: str, settings: Settings) -> AsyncEngine:
         options["async_creator"] = _psycopg_creator(url, settings)
     else:
         options["connect_args"] = _asyncpg_arguments(url, settings)
-    return create_async_engine(f"postgresql+{driver}://", **options)
+    engine = create_async_engine(f"postgresql+{driver}://", **options)
+    event.listen(engine.sync_engine, "checkout", _refuse_ended)
+    return engine
+
+
+def _refuse_ended(connection: Any, record: object, proxy: object) -> None:
+    """Have the pool connect anew instead of giving out what the server has closed meanwhile.
+
+    Without a round trip, other than ``pool_pre_ping``: the sockets know.
+    """
+    driver = connection.driver_connection
+    if hasattr(driver, "pgconn"):
+        import psycopg
+
+        with suppress(psycopg.Error):
+            # The first may read the server's farewell, the second finds the end.
+            driver.pgconn.consume_input()
+            driver.pgconn.consume_input()
+    if is_broken(driver):
+        raise sqlalchemy.exc.DisconnectionError
 
 
 def _psycopg_creator(url: str, settings: Settings) -> Callable[[], Awaitable[Any]]:

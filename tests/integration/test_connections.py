@@ -1,0 +1,32 @@
+"""Connections that end while they lie in the pool."""
+
+from __future__ import annotations
+
+import anyio
+import psycopg
+import pytest
+from plugins.memories import MakeMemory
+
+pytestmark = pytest.mark.anyio
+
+END = (
+    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
+
+
+async def test_what_the_server_has_closed_is_not_given_out(
+    make_memory: MakeMemory, driver_url: str, database_url: str
+) -> None:
+    memory = make_memory(driver_url)
+    await memory.add_document("acme", "a", "Days of leave.")
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(memory.search, "acme", "leave")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        (ended,) = connection.execute(END).fetchone() or (0,)
+    assert ended >= 1
+    # What asyncpg reads from a socket, it reads when the loop runs.
+    await anyio.sleep(0.2)
+    assert await memory.search("acme", "leave")
+    assert (await memory.add_document("acme", "b", "More days.")).status == "created"
