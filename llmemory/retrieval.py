@@ -16,14 +16,17 @@ from llmemory.models import Tables
 from llmemory.settings import Settings
 from llmemory.spaces import Space
 from llmemory.statements.filters import parameters, shape_of
-from llmemory.statements.search import EXCLUDED, SearchShape, search_text
+from llmemory.statements.search import EXCLUDED, Passing, SearchShape, search_text
 from llmemory.types import HalfVectors, SearchResult, SearchType
 from llmemory.validation import SearchRequest
-from llmemory.vector_indexes import VectorIndex
+from llmemory.vector_indexes import PassingCounts, VectorIndex, VectorIndexes
 
 __all__ = ["run_search"]
 
 MAX_EF_SEARCH = 1000
+
+WIDE = 0.25
+"""Share of an owner's chunks from which on a filter stands in nobody's way."""
 
 
 async def run_search(
@@ -33,7 +36,7 @@ async def run_search(
     *,
     space: Space,
     embedding: HalfVectors | None,
-    index: VectorIndex | None,
+    indexes: VectorIndexes,
     settings: Settings,
     past_sqlalchemy: bool,
 ) -> list[SearchResult]:
@@ -45,21 +48,14 @@ async def run_search(
         request: What is searched.
         space: Space of the vectors.
         embedding: The query's vector, shape ``(dimensions,)``; None for a search by words.
-        index: The HNSW index of the owner's vectors; None for an exact search.
+        indexes: What is known of the owners' HNSW indexes.
         settings: How many candidates there are, and how the index is searched.
         past_sqlalchemy: Whether nobody else listens to what runs on the connection.
     """
-    shape = SearchShape(
-        search_type=request.search_type,
-        dimensions=space.dimensions,
-        language_given=request.language is not None,
-        filters=shape_of(request.filters),
-        has_conditions=request.query.has_conditions,
-        min_score=request.min_score is not None,
-        context=request.context_window > 0,
-        highlight=request.highlight,
-        index=None if index is None else index.holds,
-    )
+    index = None
+    if embedding is not None:
+        index = await indexes.find(connection, request.owner_id, space.space_id)
+    shape = _shape(request, space, index, indexes.passing, settings)
     values: dict[str, Any] = {
         "owner": request.owner_id,
         "limit": request.limit,
@@ -79,18 +75,8 @@ async def run_search(
         values["space_literal"] = space.space_id
         values["owner_vectors"] = index.vectors
         values["too_many"] = _too_many(request, index, settings)
-        local = {
-            "hnsw.ef_search": _ef_search(shape, settings),
-            "hnsw.iterative_scan": "relaxed_order",
-            "hnsw.max_scan_tuples": settings.hnsw_max_scan_tuples,
-            "enable_seqscan": "off",
-            # How to find what passes depends on the filter's values. All else that a plan depends
-            # on is in the text, and planning takes longer than running it.
-            "plan_cache_mode": f"force_{'custom' if shape.is_narrowed else 'generic'}_plan",
-            # The ways that are not taken make the plan look worth compiling and more processes.
-            "jit": "off",
-            "max_parallel_workers_per_gather": 0,
-        }
+        if not shape.is_narrowed or shape.passing != "few":
+            local = _local_settings(request, shape, index, indexes.passing, settings)
     if shape.has_conditions:
         required = enumerate(request.query.required, start=1)
         phrases = [(number, phrase) for number, group in required for phrase in group]
@@ -110,18 +96,68 @@ async def run_search(
     text, arguments = search_text(connection.dialect, tables, shape).bound(values)
     async with local_settings(connection, local):
         rows = await fetch(connection, text, arguments, past_sqlalchemy=past_sqlalchemy)
+    if rows and "passing" in rows[0] and not shape.has_conditions:
+        indexes.passing.put(request.owner_id, request.filters, rows[0]["passing"])
     return [_result(row, request) for row in rows]
+
+
+def _shape(
+    request: SearchRequest,
+    space: Space,
+    index: VectorIndex | None,
+    passing: PassingCounts,
+    settings: Settings,
+) -> SearchShape:
+    known: Passing = "unknown"
+    if index is not None and not request.query.has_conditions:
+        count = passing.get(request.owner_id, request.filters)
+        if count is not None:
+            known = "few" if count < _too_many(request, index, settings) else "many"
+    return SearchShape(
+        search_type=request.search_type,
+        dimensions=space.dimensions,
+        language_given=request.language is not None,
+        filters=shape_of(request.filters),
+        has_conditions=request.query.has_conditions,
+        min_score=request.min_score is not None,
+        context=request.context_window > 0,
+        highlight=request.highlight,
+        index=None if index is None else index.holds,
+        passing=known,
+    )
+
+
+def _local_settings(
+    request: SearchRequest,
+    shape: SearchShape,
+    index: VectorIndex,
+    passing: PassingCounts,
+    settings: Settings,
+) -> dict[str, str | int]:
+    is_tried_out = shape.is_narrowed and shape.passing == "unknown"
+    share = 1.0
+    if shape.is_narrowed:
+        share = (passing.get(request.owner_id, request.filters) or 0) / max(index.vectors, 1)
+    # What a filter rules out is often what is nearest: it takes more to find the way around it.
+    ef_search = settings.hnsw_ef_search * (1 if share >= WIDE else 2)
+    return {
+        "hnsw.ef_search": min(ef_search, MAX_EF_SEARCH),
+        "hnsw.iterative_scan": "relaxed_order",
+        "hnsw.max_scan_tuples": settings.hnsw_max_scan_tuples,
+        "enable_seqscan": "off",
+        # How to find what passes depends on the filter's values. All else that a plan depends on
+        # is in the text, and planning takes longer than running it.
+        "plan_cache_mode": f"force_{'custom' if is_tried_out else 'generic'}_plan",
+        # The ways that are not taken make the plan look worth compiling and more processes.
+        "jit": "off",
+        "max_parallel_workers_per_gather": 0,
+    }
 
 
 def _pool(request: SearchRequest, settings: Settings) -> int:
     """Return how many hits an arm gives."""
     hits = request.limit + request.offset
     return max(settings.candidates, hits) if request.search_type is SearchType.HYBRID else hits
-
-
-def _ef_search(shape: SearchShape, settings: Settings) -> int:
-    # What a filter rules out is often what is nearest: it takes more to find the way around it.
-    return min(settings.hnsw_ef_search * (2 if shape.is_narrowed else 1), MAX_EF_SEARCH)
 
 
 def _too_many(request: SearchRequest, index: VectorIndex, settings: Settings) -> int:

@@ -9,10 +9,13 @@ from typing import get_args
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from llmemory.drivers import translated_errors
+from llmemory.filters import Filters
 from llmemory.models import Tables, quoted_identifier
 from llmemory.statements.vector_indexes import LIST_INDEXES, Held, index_name
 
-__all__ = ["StoredIndex", "VectorIndex", "VectorIndexes", "stored_indexes"]
+__all__ = ["PassingCounts", "StoredIndex", "VectorIndex", "VectorIndexes", "stored_indexes"]
+
+MOST_KNOWN = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +54,43 @@ async def stored_indexes(connection: AsyncConnection, tables: Tables) -> list[St
     return [StoredIndex(row.name, row.is_valid, max(int(row.vectors), 0)) for row in rows]
 
 
+class PassingCounts:
+    """How many of an indexed owner's chunks pass a filter, as searches have found it.
+
+    A filter that is asked again need not be tried out again. What is known is forgotten after a
+    while; only the time of a search depends on it.
+    """
+
+    def __init__(self, refresh_s: float) -> None:
+        self._refresh_s = refresh_s
+        self._known: dict[tuple[str, Filters], tuple[int, float]] = {}
+
+    def get(self, owner_id: str, filters: Filters) -> int | None:
+        """Return about how many pass, None if that is not known."""
+        count, expires_s = self._known.get((owner_id, filters), (None, 0.0))
+        return count if time.monotonic() < expires_s else None
+
+    def put(self, owner_id: str, filters: Filters, count: int) -> None:
+        """Note how many pass."""
+        self._known.pop((owner_id, filters), None)
+        self._known[owner_id, filters] = (count, time.monotonic() + self._refresh_s)
+        while len(self._known) > MOST_KNOWN:
+            self._known.pop(next(iter(self._known)), None)
+
+
 class VectorIndexes:
-    """The usable indexes of a schema, looked up anew when what is known has become old."""
+    """The usable indexes of a schema, looked up anew when what is known has become old.
+
+    Attributes:
+        passing: What is known of filters on indexed owners.
+    """
 
     def __init__(self, tables: Tables, refresh_s: float) -> None:
         self._tables = tables
         self._refresh_s = refresh_s
         self._known: dict[str, int] = {}
         self._expires_s = 0.0
+        self.passing = PassingCounts(refresh_s)
 
     async def find(
         self, connection: AsyncConnection, owner_id: str, space_id: int

@@ -110,16 +110,13 @@ class Searching(Lifecycle):
                 self.embedder, [request.query.text], purpose="query", batch_size=1
             )
         async with self._database.connect(session) as connection:
-            index = None
-            if query is not None:
-                index = await self._indexes.find(connection, request.owner_id, space.space_id)
             return await run_search(
                 connection,
                 self._tables,
                 request,
                 space=space,
                 embedding=query,
-                index=index,
+                indexes=self._indexes,
                 settings=self.settings,
                 past_sqlalchemy=session is None and not self._database.is_given,
             )

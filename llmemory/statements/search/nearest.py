@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from pgvector.sqlalchemy import HALFVEC
@@ -17,6 +18,7 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    case,
     cast,
     column,
     exists,
@@ -35,7 +37,7 @@ from llmemory.statements.search.narrowing import narrowed
 from llmemory.statements.search.shape import SearchShape, owner_is, pool
 from llmemory.statements.vector_indexes import quantized
 
-__all__ = ["distance_of", "exact", "indexed"]
+__all__ = ["distance_of", "exact", "indexed", "passing_count"]
 
 SAMPLE = 64
 """Chunks looked at, from each end of the owner's, to guess how many of them a filter leaves."""
@@ -64,19 +66,20 @@ def indexed(tables: Tables, shape: SearchShape) -> AnySelect:
 
     There are as many hits as ``exact`` has. What a filter leaves is read as a whole while it is
     little, by the filter's own index; else vectors come from the HNSW index, nearest first, until
-    enough of them pass. Should it end before that, all are read. The other ways are left out at
-    run time.
+    enough of them pass. Should it end before that, all are read. Where nobody knows how much a
+    filter leaves, the statement finds out, and leaves out the other ways at run time.
 
     Binds ``owner_literal`` and ``space_literal``, without which a prepared plan could not use the
     index; ``owner_vectors``, about how many there are; ``too_many``, what is not read as a whole.
     """
+    if shape.is_narrowed and shape.passing == "few":
+        return _among(tables, shape, few_that_pass(tables, shape))
     few = None
     is_few: ColumnElement[bool] = false()
-    if shape.is_narrowed:
-        seem_few = _seem_few(tables, shape)
-        few = _few_that_pass(tables, shape, seem_few)
+    if shape.is_narrowed and shape.passing == "unknown":
+        few = few_that_pass(tables, shape)
         count = select(func.count()).select_from(few).scalar_subquery()
-        is_few = and_(seem_few, count < _too_many())
+        is_few = and_(_seem_few(tables, shape), count < _too_many())
     through_index = _through_index(tables, shape, is_few)
     is_short = select(func.count() < pool(shape)).select_from(through_index).scalar_subquery()
     ways = [
@@ -88,8 +91,19 @@ def indexed(tables: Tables, shape: SearchShape) -> AnySelect:
     return select(union_all(*ways).subquery("found"))
 
 
-def _seem_few(tables: Tables, shape: SearchShape) -> ColumnElement[bool]:
-    """Return whether the chunks that pass are few, as far as a sample tells."""
+def passing_count(tables: Tables, shape: SearchShape) -> ColumnElement[int]:
+    """Return how many chunks pass a filter: counted where they are few, else guessed."""
+    count = select(func.count()).select_from(few_that_pass(tables, shape)).scalar_subquery()
+    if shape.passing == "few":
+        return count
+    guess = _guess(tables, shape)
+    guessed = select(guess.c.guessed).scalar_subquery()
+    return case((select(guess.c.seem_few).scalar_subquery(), count), else_=guessed)
+
+
+@lru_cache(maxsize=1024)
+def _guess(tables: Tables, shape: SearchShape) -> CTE:
+    """Return how many chunks pass as far as a sample tells, and whether that is few."""
     chunks = tables.chunks
     # Filters are often about time, as are the ids: the oldest and the newest chunks are asked.
     ends = [
@@ -102,23 +116,28 @@ def _seem_few(tables: Tables, shape: SearchShape) -> ColumnElement[bool]:
         for order in (chunks.c.chunk_id.asc(), chunks.c.chunk_id.desc())
     ]
     sample = union_all(*ends).subquery("sample")
-    guessed = func.count() * bindparam("owner_vectors", type_=BigInteger) / (2 * SAMPLE)
-    seem_few = (guessed < _too_many()).label("seem_few")
-    guess = select(seem_few).select_from(sample).where(_passes(tables, shape, sample))
-    return select(guess.cte("guess").prefix_with("MATERIALIZED")).scalar_subquery()
+    guessed = func.count() * bindparam("owner_vectors", type_=BigInteger) // (2 * SAMPLE)
+    guess = (
+        select(guessed.label("guessed"), (guessed < _too_many()).label("seem_few"))
+        .select_from(sample)
+        .where(_passes(tables, shape, sample))
+    )
+    return guess.cte("guess").prefix_with("MATERIALIZED")
 
 
-def _few_that_pass(tables: Tables, shape: SearchShape, seem_few: ColumnElement[bool]) -> CTE:
-    """Return the chunks that pass, too many of them at most."""
+def _seem_few(tables: Tables, shape: SearchShape) -> ColumnElement[bool]:
+    return select(_guess(tables, shape).c.seem_few).scalar_subquery()
+
+
+@lru_cache(maxsize=1024)
+def few_that_pass(tables: Tables, shape: SearchShape) -> CTE:
+    """Return the chunks that pass; where it is unknown how many, too many of them at most."""
     chunks = tables.chunks
     statement = select(chunks.c.chunk_id).select_from(chunks)
-    return (
-        narrowed(tables, statement, chunks, shape)
-        .where(owner_is(chunks), seem_few)
-        .limit(_too_many())
-        .cte("few")
-        .prefix_with("MATERIALIZED")
-    )
+    passing = narrowed(tables, statement, chunks, shape).where(owner_is(chunks))
+    if shape.passing == "unknown":
+        passing = passing.where(_seem_few(tables, shape)).limit(_too_many())
+    return passing.cte("few").prefix_with("MATERIALIZED")
 
 
 def _through_index(tables: Tables, shape: SearchShape, is_few: ColumnElement[bool]) -> CTE:
@@ -138,7 +157,9 @@ def _through_index(tables: Tables, shape: SearchShape, is_few: ColumnElement[boo
         == bindparam("space_literal", type_=SmallInteger, literal_execute=True),
     )
     if shape.is_narrowed:
-        statement = statement.where(not_(is_few), _passes(tables, shape, embeddings))
+        statement = statement.where(_passes(tables, shape, embeddings))
+    if shape.is_narrowed and shape.passing == "unknown":
+        statement = statement.where(not_(is_few))
     candidates = statement.order_by(order).limit(wanted)
     if shape.index == "signs":
         candidates = _nearest(select(candidates.subquery("candidates")), shape)

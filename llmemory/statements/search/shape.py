@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from sqlalchemy import (
     CTE,
@@ -21,7 +22,10 @@ from llmemory.statements.filters import FilterShape
 from llmemory.statements.vector_indexes import Held
 from llmemory.types import SearchType
 
-__all__ = ["SearchShape", "owner_is", "pool", "ranked"]
+__all__ = ["Passing", "SearchShape", "owner_is", "pool", "ranked"]
+
+Passing: TypeAlias = Literal["few", "many", "unknown"]
+"""How many of an indexed owner's chunks pass a filter, for what reads them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,7 @@ class SearchShape:
         highlight: Whether the words of each hit that the query has are read.
         index: What the owner's HNSW index holds: vectors in half precision, or their signs. None
             without an index.
+        passing: With an index, how many chunks are known to pass.
     """
 
     search_type: SearchType
@@ -50,6 +55,7 @@ class SearchShape:
     context: bool = False
     highlight: bool = False
     index: Held | None = None
+    passing: Passing = "unknown"
 
     @property
     def is_narrowed(self) -> bool:

@@ -27,6 +27,7 @@ from llmemory.statements import AnySelect
 from llmemory.statements.driver_text import DriverText, compiled_for
 from llmemory.statements.search.fusion import fused, single
 from llmemory.statements.search.highlights import matched_words
+from llmemory.statements.search.nearest import passing_count
 from llmemory.statements.search.shape import SearchShape, owner_is
 from llmemory.statements.search.vectors import vector_arm
 from llmemory.statements.search.words import text_arm
@@ -97,7 +98,11 @@ def _built(tables: Tables, shape: SearchShape) -> AnySelect:
         statement = with_context(tables, statement)
     if shape.highlight:
         statement = statement.add_columns(matched_words(tables, shape).label("matched_words"))
-    return statement if shape.index is None else _for_one_owner(statement)
+    if shape.index is None:
+        return statement
+    if shape.is_narrowed and shape.passing != "many":
+        statement = statement.add_columns(passing_count(tables, shape).label("passing"))
+    return _for_one_owner(statement)
 
 
 def _for_one_owner(statement: AnySelect) -> AnySelect:
