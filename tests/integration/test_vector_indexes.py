@@ -29,6 +29,7 @@ from sqlalchemy.pool import NullPool
 
 from llmemory import AsyncMemory, SearchResult, StorageError
 from llmemory.statements.vector_indexes import index_name
+from llmemory.validation import checked_filters
 
 pytestmark = pytest.mark.anyio
 
@@ -232,6 +233,40 @@ async def test_round_trips(memory: AsyncMemory, round_trips: Any) -> None:
     with round_trips(memory) as sent:
         await memory.search(LARGE, QUERY, search_type="text")
     assert len(sent) == 1
+
+
+async def test_a_filter_that_is_asked_again_is_not_tried_out_again(
+    memory: AsyncMemory, explained: AsyncMemory, plans: Any, round_trips: Any
+) -> None:
+    rare: dict[str, Any] = {"metadata_filter": {"rare": True}, "search_type": "vector"}
+    await memory.search(LARGE, QUERY, **rare)
+    with round_trips(memory) as sent:
+        await memory.search(LARGE, QUERY, **rare)
+    assert len(sent) == 1
+    half: dict[str, Any] = {"metadata_filter": {"half": True}, "search_type": "vector"}
+    for _ in range(2):
+        plans().clear()
+        await explained.search(LARGE, QUERY, **half)
+    assert most_rows(plans(), "chunks") == 1
+
+
+@pytest.mark.parametrize("share", ["half", "rare"])
+@pytest.mark.parametrize("believed", [0, 10**6])
+@pytest.mark.parametrize("search_type", ["vector", "hybrid"])
+async def test_what_is_believed_of_a_filter_changes_no_hit(
+    memory: AsyncMemory, exact: AsyncMemory, share: str, believed: int, search_type: str
+) -> None:
+    options: dict[str, Any] = {
+        "metadata_filter": {share: True},
+        "search_type": search_type,
+        "limit": 15,
+    }
+    right = await exact.search(LARGE, QUERY, **options)
+    filters = checked_filters(memory.settings, metadata_filter={share: True})
+    memory._indexes.passing.put(LARGE, filters, believed)
+    hits = await memory.search(LARGE, QUERY, **options)
+    assert len(hits) == len(right) == 15
+    assert len(ids(hits) & ids(right)) >= 14
 
 
 @pytest.mark.parametrize("failure", ["error", "cancelled"])
