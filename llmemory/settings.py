@@ -165,7 +165,7 @@ class Settings(BaseSettings):
         100, ge=10, le=10_000, description="Hits of each arm that a hybrid search fuses, at least."
     )
     candidates_by_words: int = Field(
-        5_000,
+        2_000,
         ge=100,
         le=1_000_000,
         description="Chunks that a search by words scores, those with its rarer words first.",

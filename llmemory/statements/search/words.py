@@ -15,6 +15,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Float,
+    FromClause,
     Integer,
     and_,
     bindparam,
@@ -22,10 +23,12 @@ from sqlalchemy import (
     column,
     func,
     literal,
+    literal_column,
     not_,
     or_,
     select,
     type_coerce,
+    union_all,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, array
 
@@ -38,6 +41,12 @@ from llmemory.statements.search.shape import SearchShape, owner_is, pool, ranked
 __all__ = ["lexical_score_of", "text_arm"]
 
 _KEYS = ARRAY(BigInteger)
+
+ENOUGH = 4
+"""Of the candidates wanted, the part from which on the rarer terms' chunks are enough."""
+
+LOOKED_UP_PER_READ = 20
+"""Chunks that the index looks up in the time that reading one takes."""
 
 
 def text_arm(tables: Tables, shape: SearchShape) -> CTE:
@@ -67,16 +76,20 @@ def lexical_score_of(
     """Return a chunk's BM25 score, 0 if it has none of the query's words; by ``pk_chunks``."""
     chunks = tables.chunks
     return (
-        select(_score(tables, shape))
+        select(_score(tables, shape, chunks))
         .where(owner_is(chunks), chunks.c.chunk_id == chunk_id)
         .scalar_subquery()
     )
 
 
-def _score(tables: Tables, shape: SearchShape) -> ColumnElement[Any]:
+def _score(tables: Tables, shape: SearchShape, rows: FromClause) -> ColumnElement[Any]:
     weights = select(_query_weights(tables, shape).c.weights).scalar_subquery()
     # pgvector's operator gives the negative inner product.
-    return type_coerce(-tables.chunks.c.lexical.max_inner_product(weights), Float)
+    return type_coerce(-rows.c.lexical.max_inner_product(weights), Float)
+
+
+def _wanted() -> ColumnElement[int]:
+    return bindparam("candidates_by_words", type_=Integer)
 
 
 def _candidates(tables: Tables, shape: SearchShape) -> CTE:
@@ -84,17 +97,16 @@ def _candidates(tables: Tables, shape: SearchShape) -> CTE:
 
     What a common term alone would add is many chunks with low scores. So terms are taken from the
     rarest on, until they promise ``candidates_by_words`` chunks; the others only add to scores,
-    and make up the number where the rarer ones find fewer.
+    and make up the number where the rarer ones find few.
     """
-    counts = _term_counts(tables, shape)
-    keys = _keys_by_rarity(counts)
-    wanted = bindparam("candidates_by_words", type_=Integer)
+    keys = _keys_by_rarity(_term_counts(tables, shape))
+    wanted = _wanted()
     rare = select(keys.c.rare).scalar_subquery()
     every = select(keys.c.every).scalar_subquery()
     chunks = tables.chunks
-    score = _score(tables, shape)
 
     def scored(condition: ColumnElement[bool], limit: ColumnElement[int]) -> AnySelect:
+        score = _score(tables, shape, chunks)
         statement = select(chunks.c.chunk_id, score.label("lexical_score")).select_from(chunks)
         return (
             narrowed(tables, statement, chunks, shape)
@@ -107,17 +119,38 @@ def _candidates(tables: Tables, shape: SearchShape) -> CTE:
         .cte("rare_candidates")
         .prefix_with("MATERIALIZED")
     )
-    is_short = select(func.count() < wanted).select_from(found).scalar_subquery()
-    others = scored(
-        and_(
-            is_short,
-            select(keys.c.rare != keys.c.every).scalar_subquery(),
-            chunks.c.terms.overlap(every),
-            not_(chunks.c.terms.overlap(rare)),
-        ),
-        wanted,
-    ).subquery("other_candidates")
-    return select(found).union_all(select(others)).cte("candidates")
+    enough = func.greatest(wanted / ENOUGH, pool(shape))
+    is_short = and_(
+        select(func.count() < enough).select_from(found).scalar_subquery(),
+        select(keys.c.rare != keys.c.every).scalar_subquery(),
+    )
+    is_everywhere = select(keys.c.has_one_everywhere).scalar_subquery()
+    are_others = and_(is_short, chunks.c.terms.overlap(every), not_(chunks.c.terms.overlap(rare)))
+    if shape.is_narrowed:
+        parts = [scored(are_others, wanted)]
+    else:
+        parts = [scored(and_(are_others, not_(is_everywhere)), wanted)]
+        # A term in most chunks is met sooner by reading the newest than by its index.
+        newest = (
+            select(chunks.c.chunk_id, chunks.c.terms, chunks.c.lexical)
+            .where(owner_is(chunks))
+            .order_by(chunks.c.chunk_id.desc())
+            .offset(literal_column("0"))
+            .subquery("newest")
+        )
+        met = (
+            select(newest.c.chunk_id, _score(tables, shape, newest).label("lexical_score"))
+            .where(
+                is_short,
+                is_everywhere,
+                newest.c.terms.overlap(every),
+                not_(newest.c.terms.overlap(rare)),
+            )
+            .limit(wanted)
+        )
+        parts.append(met)
+    others = [select(part.subquery()) for part in parts]
+    return union_all(select(found), *others).cte("candidates")
 
 
 @lru_cache(maxsize=1024)
@@ -159,8 +192,11 @@ def _term_counts(tables: Tables, shape: SearchShape) -> CTE:
 
 
 def _keys_by_rarity(counts: CTE) -> CTE:
-    """Return two arrays of keys: those of the terms whose chunks are candidates, and of all."""
-    wanted = bindparam("candidates_by_words", type_=Integer)
+    """Return two arrays of keys: those of the terms whose chunks are candidates, and of all.
+
+    Also whether a term is in so many chunks that some are found sooner than all are looked up.
+    """
+    wanted = _wanted()
     by_rarity = (counts.c.chunk_count, counts.c.key)
     place = func.row_number().over(order_by=by_rarity)
     promised = func.sum(counts.c.chunk_count).over(order_by=by_rarity, rows=(None, -1))
@@ -168,6 +204,7 @@ def _keys_by_rarity(counts: CTE) -> CTE:
         select(
             counts.c.key,
             counts.c.chunk_count,
+            counts.c.total,
             place.label("place"),
             func.coalesce(promised, 0).label("promised"),
         )
@@ -175,11 +212,14 @@ def _keys_by_rarity(counts: CTE) -> CTE:
         .subquery("term")
         .c
     )
+    share = term.chunk_count / func.greatest(term.total, 1)
+    is_everywhere = term.chunk_count * share > wanted * LOOKED_UP_PER_READ
     is_rare = or_(term.place == 1, and_(term.promised < wanted, term.chunk_count <= wanted * 4))
     return (
         select(
             func.array_agg(term.key, type_=_KEYS).filter(is_rare).label("rare"),
             func.array_agg(term.key, type_=_KEYS).label("every"),
+            func.bool_or(is_everywhere).label("has_one_everywhere"),
         )
         .cte("keys")
         .prefix_with("MATERIALIZED")
