@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import lru_cache
+from typing import Any
 
 from sqlalchemy import BindParameter, Dialect
-from sqlalchemy.sql import visitors
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from llmemory.statements import AnySelect
@@ -52,34 +52,27 @@ class DriverText:
 
 def compiled_for(dialect: Dialect, statement: AnySelect) -> DriverText:
     """Return `statement` for the driver of `dialect`; what it holds of constants becomes text."""
-    compiled = _with_constants(statement).compile(dialect=dialect)
+    compiled = _compiler(type(dialect))(dialect, statement)
     late = {name: bind for name, bind in compiled.binds.items() if bind.literal_execute}
     order = compiled.positiontup if compiled.positional else compiled.binds
     assert order is not None, "a positional compiler knows the order"
-
-    def constant(mark: re.Match[str]) -> str:
-        bind = late[mark[1]]
-        if bind.required:
-            return mark[0]
-        return compiled.render_literal_value(bind.value, bind.type)
-
     return DriverText(
-        text=_LATE.sub(constant, compiled.string),
+        text=compiled.string,
         names=tuple(name for name in order if name not in late),
         is_positional=compiled.positional,
-        _late={name: bind for name, bind in late.items() if bind.required},
+        _late=late,
         _compiled=compiled,
     )
 
 
-def _with_constants(statement: AnySelect) -> AnySelect:
-    """Mark the values that came with the statement, such as the 0 of a coalesce, as text."""
+@lru_cache
+def _compiler(dialect: type[Dialect]) -> type[SQLCompiler]:
+    """Return a dialect's compiler, writing values that came with a statement, as a 0, as text."""
 
-    def marked(element: object, **options: object) -> BindParameter[Any] | None:
-        if isinstance(element, BindParameter) and not element.required:
-            return BindParameter(
-                None, element.value, element.type, unique=True, literal_execute=True
-            )
-        return None
+    class Compiler(dialect.statement_compiler):  # type: ignore[name-defined, misc]
+        def visit_bindparam(self, bindparam: BindParameter[Any], **options: Any) -> Any:
+            if not bindparam.required:
+                options["literal_binds"] = True
+            return super().visit_bindparam(bindparam, **options)
 
-    return cast("AnySelect", visitors.replacement_traverse(statement, {}, marked))
+    return Compiler

@@ -111,10 +111,13 @@ def _for_one_owner(statement: AnySelect) -> AnySelect:
     A plan made for any owner and limit takes the first for small and the second for a tenth of
     what there is, and would read all chunks of a large owner to join some hits with theirs.
     """
+    # Traversal knows what it replaced by its address, which must not be given to anything else.
+    replaced: list[BindParameter[Any]] = []
 
     def literal_for(element: object, **options: object) -> BindParameter[Any] | None:
         if isinstance(element, BindParameter) and element.key in _LITERALS:
-            return bindparam(element.key, type_=element.type, literal_execute=True)
+            replaced.append(bindparam(element.key, type_=element.type, literal_execute=True))
+            return replaced[-1]
         return None
 
     return cast("AnySelect", visitors.replacement_traverse(statement, {}, literal_for))

@@ -13,11 +13,11 @@ from pgvector.sqlalchemy import SPARSEVEC
 from sqlalchemy import (
     CTE,
     BigInteger,
+    Boolean,
     ColumnElement,
     Float,
     FromClause,
     Integer,
-    and_,
     bindparam,
     cast,
     column,
@@ -30,7 +30,7 @@ from sqlalchemy import (
     type_coerce,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, array
+from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by, array
 
 from llmemory.models import LEXICAL_DIMENSIONS, Tables
 from llmemory.statements import AnySelect
@@ -88,69 +88,72 @@ def _score(tables: Tables, shape: SearchShape, rows: FromClause) -> ColumnElemen
     return type_coerce(-rows.c.lexical.max_inner_product(weights), Float)
 
 
-def _wanted() -> ColumnElement[int]:
-    return bindparam("candidates_by_words", type_=Integer)
-
-
 def _candidates(tables: Tables, shape: SearchShape) -> CTE:
-    """Return scored chunks: those with the query's rarer terms, then some with any of them.
+    """Return scored chunks: those with the query's rarer terms, then some with others.
 
     What a common term alone would add is many chunks with low scores. So terms are taken from the
-    rarest on, until they promise ``candidates_by_words`` chunks; the others only add to scores,
-    and make up the number where the rarer ones find few.
+    rarest on, as long as they promise no more than ``candidates_by_words`` chunks; the others only
+    add to scores. Where the rarer ones find few, the next one gives some of its chunks, and all
+    terms do where even that, with a filter, does not fill the page.
     """
-    keys = _keys_by_rarity(_term_counts(tables, shape))
-    wanted = _wanted()
-    rare = select(keys.c.rare).scalar_subquery()
-    every = select(keys.c.every).scalar_subquery()
     chunks = tables.chunks
+    keys = _keys_by_rarity(_term_counts(tables, shape))
+    rare, following, every = (
+        select(column).scalar_subquery() for column in (keys.c.rare, keys.c.following, keys.c.every)
+    )
+    wanted = bindparam("candidates_by_words", type_=Integer)
+    is_rare, is_following = chunks.c.terms.overlap(rare), chunks.c.terms.contains(following)
 
-    def scored(condition: ColumnElement[bool], limit: ColumnElement[int]) -> AnySelect:
+    def scored(*conditions: ColumnElement[bool]) -> AnySelect:
         score = _score(tables, shape, chunks)
         statement = select(chunks.c.chunk_id, score.label("lexical_score")).select_from(chunks)
-        return (
-            narrowed(tables, statement, chunks, shape)
-            .where(owner_is(chunks), condition)
-            .limit(limit)
-        )
+        return narrowed(tables, statement, chunks, shape).where(owner_is(chunks), *conditions)
 
-    found = (
-        scored(chunks.c.terms.overlap(rare), wanted * 5)
-        .cte("rare_candidates")
-        .prefix_with("MATERIALIZED")
-    )
-    enough = func.greatest(wanted / ENOUGH, pool(shape))
-    is_short = and_(
-        select(func.count() < enough).select_from(found).scalar_subquery(),
-        select(keys.c.rare != keys.c.every).scalar_subquery(),
-    )
-    is_everywhere = select(keys.c.has_one_everywhere).scalar_subquery()
-    are_others = and_(is_short, chunks.c.terms.overlap(every), not_(chunks.c.terms.overlap(rare)))
+    def are_fewer(enough: ColumnElement[int], *parts: CTE) -> ColumnElement[bool]:
+        counts = [select(func.count()).select_from(part).scalar_subquery() for part in parts]
+        return sum(counts[1:], counts[0]) < enough
+
+    found = scored(is_rare).limit(wanted * 5).cte("rare_candidates").prefix_with("MATERIALIZED")
+    is_short = are_fewer(func.greatest(wanted / ENOUGH, pool(shape)), found)
+    is_everywhere = select(keys.c.is_everywhere).scalar_subquery()
+    looked_up = scored(is_short, is_following, not_(is_rare))
     if shape.is_narrowed:
-        parts = [scored(are_others, wanted)]
+        more: Any = looked_up.limit(wanted)
     else:
-        parts = [scored(and_(are_others, not_(is_everywhere)), wanted)]
-        # A term in most chunks is met sooner by reading the newest than by its index.
-        newest = (
-            select(chunks.c.chunk_id, chunks.c.terms, chunks.c.lexical)
-            .where(owner_is(chunks))
-            .order_by(chunks.c.chunk_id.desc())
-            .offset(literal_column("0"))
-            .subquery("newest")
+        met = _met(tables, shape, following).where(is_short, is_everywhere)
+        more = union_all(
+            _whole(looked_up.where(not_(is_everywhere)).limit(wanted)), _whole(met.limit(wanted))
         )
-        met = (
-            select(newest.c.chunk_id, _score(tables, shape, newest).label("lexical_score"))
-            .where(
-                is_short,
-                is_everywhere,
-                newest.c.terms.overlap(every),
-                not_(newest.c.terms.overlap(rare)),
-            )
-            .limit(wanted)
-        )
-        parts.append(met)
-    others = [select(part.subquery()) for part in parts]
-    return union_all(select(found), *others).cte("candidates")
+    others = more.cte("following_candidates").prefix_with("MATERIALIZED")
+    rest = scored(
+        are_fewer(pool(shape), found, others),
+        chunks.c.terms.overlap(every),
+        not_(is_rare),
+        or_(following.is_(None), not_(is_following)),
+    ).limit(pool(shape))
+    return union_all(select(found), select(others), _whole(rest)).cte("candidates")
+
+
+def _met(tables: Tables, shape: SearchShape, key: ColumnElement[Any]) -> AnySelect:
+    """Return scored chunks with a term that most have, the newest first: none is looked up."""
+    chunks = tables.chunks
+    newest = (
+        select(chunks.c.chunk_id, chunks.c.terms, chunks.c.lexical)
+        .where(owner_is(chunks))
+        .order_by(chunks.c.chunk_id.desc())
+        .offset(literal_column("0"))
+        .subquery("newest")
+    )
+    rare = select(_keys_by_rarity(_term_counts(tables, shape)).c.rare).scalar_subquery()
+    score = _score(tables, shape, newest)
+    return select(newest.c.chunk_id, score.label("lexical_score")).where(
+        newest.c.terms.contains(key), not_(newest.c.terms.overlap(rare))
+    )
+
+
+def _whole(statement: AnySelect) -> AnySelect:
+    # SQLAlchemy leaves out the parentheses that a part of a UNION with a LIMIT needs.
+    return select(statement.subquery())
 
 
 @lru_cache(maxsize=1024)
@@ -191,35 +194,41 @@ def _term_counts(tables: Tables, shape: SearchShape) -> CTE:
     )
 
 
+@lru_cache(maxsize=1024)
 def _keys_by_rarity(counts: CTE) -> CTE:
-    """Return two arrays of keys: those of the terms whose chunks are candidates, and of all.
+    """Return arrays of keys: of the terms whose chunks are candidates, of the next one, of all.
 
-    Also whether a term is in so many chunks that some are found sooner than all are looked up.
+    Also whether the next one is in so many chunks that some are met sooner than looked up.
     """
-    wanted = _wanted()
+    wanted = bindparam("candidates_by_words", type_=Integer)
     by_rarity = (counts.c.chunk_count, counts.c.key)
     place = func.row_number().over(order_by=by_rarity)
-    promised = func.sum(counts.c.chunk_count).over(order_by=by_rarity, rows=(None, -1))
+    promised = func.sum(counts.c.chunk_count).over(order_by=by_rarity)
     term = (
         select(
             counts.c.key,
             counts.c.chunk_count,
             counts.c.total,
-            place.label("place"),
-            func.coalesce(promised, 0).label("promised"),
+            or_(place == 1, promised <= wanted).label("is_rare"),
         )
         .where(counts.c.chunk_count > 0)
         .subquery("term")
         .c
     )
+    ordered = func.array_agg(aggregate_order_by(term.key, term.chunk_count, term.key), type_=_KEYS)
+    # Beginning and end of a slice are Python's; the driver gets PostgreSQL's.
+    following = ordered.filter(not_(term.is_rare))[1:1]
     share = term.chunk_count / func.greatest(term.total, 1)
-    is_everywhere = term.chunk_count * share > wanted * LOOKED_UP_PER_READ
-    is_rare = or_(term.place == 1, and_(term.promised < wanted, term.chunk_count <= wanted * 4))
+    pays = term.chunk_count * share > wanted * LOOKED_UP_PER_READ
+    are_common = func.array_agg(aggregate_order_by(pays, term.chunk_count, term.key))
     return (
         select(
-            func.array_agg(term.key, type_=_KEYS).filter(is_rare).label("rare"),
+            func.array_agg(term.key, type_=_KEYS).filter(term.is_rare).label("rare"),
+            following.label("following"),
             func.array_agg(term.key, type_=_KEYS).label("every"),
-            func.bool_or(is_everywhere).label("has_one_everywhere"),
+            type_coerce(are_common.filter(not_(term.is_rare)), ARRAY(Boolean))[1].label(
+                "is_everywhere"
+            ),
         )
         .cte("keys")
         .prefix_with("MATERIALIZED")
