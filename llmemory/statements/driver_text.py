@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import BindParameter, Dialect
@@ -52,7 +51,7 @@ class DriverText:
 
 def compiled_for(dialect: Dialect, statement: AnySelect) -> DriverText:
     """Return `statement` for the driver of `dialect`; what it holds of constants becomes text."""
-    compiled = _compiler(type(dialect))(dialect, statement)
+    compiled = _compiler(dialect)(dialect, statement)
     late = {name: bind for name, bind in compiled.binds.items() if bind.literal_execute}
     order = compiled.positiontup if compiled.positional else compiled.binds
     assert order is not None, "a positional compiler knows the order"
@@ -65,14 +64,18 @@ def compiled_for(dialect: Dialect, statement: AnySelect) -> DriverText:
     )
 
 
-@lru_cache
-def _compiler(dialect: type[Dialect]) -> type[SQLCompiler]:
-    """Return a dialect's compiler, writing values that came with a statement, as a 0, as text."""
+_compilers: dict[str, type[SQLCompiler]] = {}
 
-    class Compiler(dialect.statement_compiler):  # type: ignore[name-defined, misc]
+
+def _compiler(dialect: Dialect) -> type[SQLCompiler]:
+    """Return a dialect's compiler, writing values that came with a statement, as a 0, as text."""
+    if (known := _compilers.get(dialect.driver)) is not None:
+        return known
+
+    class Compiler(dialect.statement_compiler):  # type: ignore[misc]
         def visit_bindparam(self, bindparam: BindParameter[Any], **options: Any) -> Any:
             if not bindparam.required:
                 options["literal_binds"] = True
             return super().visit_bindparam(bindparam, **options)
 
-    return Compiler
+    return _compilers.setdefault(dialect.driver, Compiler)
