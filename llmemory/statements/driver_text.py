@@ -72,7 +72,7 @@ def _compiler(dialect: Dialect) -> type[SQLCompiler]:
     if (known := _compilers.get(dialect.driver)) is not None:
         return known
 
-    class Compiler(dialect.statement_compiler):  # type: ignore[misc]
+    class Compiler(dialect.statement_compiler):  # type: ignore[misc, name-defined]
         def visit_bindparam(self, bindparam: BindParameter[Any], **options: Any) -> Any:
             if not bindparam.required:
                 options["literal_binds"] = True
