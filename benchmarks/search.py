@@ -4,6 +4,8 @@ All owners lie in one table. By hand means the better of two statements, each wr
 owner and one filter: all that passes read and sorted, or the owner's HNSW index with the filter
 joined, its settings set on the connection beforehand. All take turns, query by query, so that a
 change of the machine's speed meets all. Recall is that of the first 10 against reading all.
+Where chroma and lancedb are installed, they hold the same vectors and take their turns as well,
+in this process and without a server.
 
 Run: python benchmarks/search.py [--sizes 100 2000 20000] [--dimensions 256] [--queries 40]
      [--owners 1000] [--json FILE] [--database-url postgresql://...]
@@ -23,6 +25,7 @@ from typing import Any
 
 import asyncpg
 import numpy as np
+from in_process import Row, Store, installed
 from uuid_utils.compat import uuid7
 
 from llmemory import AsyncMemory, Settings
@@ -33,6 +36,7 @@ SMALL = 300
 DIRECTIONS = 24
 START = datetime(2020, 1, 1, tzinfo=UTC)
 NO_FILTER = ("none", "", {})
+MOST_IN_PROCESS = 20_000
 TYPES = {"50 %": "general", "5 %": "report", "0.5 %": "email"}
 
 INDEX_SETTINGS = {
@@ -91,8 +95,9 @@ def filters() -> Iterable[tuple[str, str, dict[str, Any]]]:
 
 async def fill(
     connection: asyncpg.Connection, schema: str, owner: str, count: int, embedder: Clusters
-) -> None:
-    """Store documents of one chunk each; words follow Zipf's law."""
+) -> list[Row]:
+    """Store documents of one chunk each; words follow Zipf's law. Return them for other stores."""
+    stored: list[Row] = []
     generator = np.random.default_rng(count)
     words = (generator.pareto(1.0, (count, 12)) * 3).astype(int) % 20_000
     places = generator.permutation(count)
@@ -116,7 +121,12 @@ async def fill(
         named = (owner, document_id, "x", kind, date, "english", json.dumps(metadata))
         documents.append((*named, b"", text, 1, now, now))
         chunks.append((owner, chunk_id, document_id, 0, [], text, b"", 0, len(text), 20, "english"))
-        embeddings.append((owner, chunk_id, 1, embedder.vector(text)))
+        vector = embedder.vector(text)
+        embeddings.append((owner, chunk_id, 1, vector))
+        if count <= MOST_IN_PROCESS:
+            day = (date - START).days
+            row = {"id": str(chunk_id), "owner": owner, "vector": vector, "kind": kind, "day": day}
+            stored.append({**row, **metadata})
     for table, columns, rows in (
         (
             "documents",
@@ -139,6 +149,7 @@ async def fill(
                 columns=columns.split(),
                 records=rows[start : start + 2000],
             )
+    return stored
 
 
 def by_hand(owner: str, dimensions: int, condition: str, *, through_index: bool) -> str:
@@ -166,6 +177,17 @@ def by_hand(owner: str, dimensions: int, condition: str, *, through_index: bool)
     )
 
 
+def in_process(options: dict[str, Any]) -> Row:
+    """Return the filter of ``search`` as other stores take it."""
+    if "metadata_filter" in options:
+        return dict(options["metadata_filter"])
+    if "document_type" in options:
+        return {"kind": options["document_type"]}
+    if "date_from" in options:
+        return {"day": {"$gte": (options["date_from"] - START).days}}
+    return {}
+
+
 async def timed(call: Awaitable[Any]) -> tuple[float, Any]:
     """Return milliseconds and result."""
     started = time.perf_counter()
@@ -179,8 +201,11 @@ async def measure(
     size: int,
     case: tuple[str, str, dict[str, Any]],
     queries: list[tuple[str, str]],
+    stores: list[Store],
 ) -> dict[str, Any]:
     """Return p50s, recall and hits of one owner and filter."""
+    if size > MOST_IN_PROCESS:
+        stores = []
     name, condition, options = case
     owner = f"owner {size}"
     statements = {
@@ -191,6 +216,7 @@ async def measure(
         if way == "all" or size >= memory.settings.hnsw_owner_vectors
     }
     times: dict[str, list[float]] = {way: [] for way in ("ours", *statements)}
+    times |= {store.name: [] for store in stores}
     found: dict[str, int] = dict.fromkeys(times, 0)
     expected = 0
     for round_, (text, vector) in enumerate((*queries[:6], *queries)):
@@ -204,6 +230,15 @@ async def measure(
         )
         hits["ours"] = {hit.chunk_id for hit in results}
         times["ours"].append(spent)
+        for store in stores:
+            started = time.perf_counter()
+            hits[store.name] = store.search(
+                owner,
+                in_process(options),
+                memory.embedder.vector(text),  # type: ignore[attr-defined]
+                LIMIT,
+            )
+            times[store.name].append((time.perf_counter() - started) * 1000)
         if round_ < 6:
             continue
         expected += len(hits["all"])
@@ -223,6 +258,8 @@ async def measure(
         "recall": recall["ours"],
         "by_hand_all_ms": p50["all"],
         "by_hand_index_ms": p50.get("index"),
+        **{f"{store.name}_ms": p50[store.name] for store in stores},
+        **{f"{store.name}_recall": recall[store.name] for store in stores},
     }
 
 
@@ -259,8 +296,9 @@ async def main(arguments: argparse.Namespace) -> None:
     ):
         others = [(f"other {number}", 10) for number in range(arguments.owners)]
         owners = [(f"owner {size}", size) for size in sorted(arguments.sizes)]
+        stores = [] if arguments.reuse else installed()
         if not arguments.reuse:
-            await prepare(url, SCHEMA, [*owners, ("small", SMALL), *others], embedder)
+            await prepare(url, SCHEMA, [*owners, ("small", SMALL), *others], embedder, stores)
             await prepare(url, ALONE, [("small", SMALL)], embedder)
         for each in (memory, alone):
             print("maintain:", await each.maintain())
@@ -277,7 +315,7 @@ async def main(arguments: argparse.Namespace) -> None:
             (text, "[" + ",".join(map(str, embedder.vector(text).tolist())) + "]") for text in texts
         ]
         results = [
-            await measure(memory, connections, size, case, queries)
+            await measure(memory, connections, size, case, queries, stores)
             for size in sorted(arguments.sizes)
             for case in filters()
         ]
@@ -295,7 +333,13 @@ async def main(arguments: argparse.Namespace) -> None:
             await connection.close()
 
 
-async def prepare(url: str, schema: str, owners: list[tuple[str, int]], embedder: Clusters) -> None:
+async def prepare(
+    url: str,
+    schema: str,
+    owners: list[tuple[str, int]],
+    embedder: Clusters,
+    stores: Iterable[Store] = (),
+) -> None:
     """Fill a schema anew, and have the server settle."""
     connection = await asyncpg.connect(url)
     await connection.execute(f"TRUNCATE {schema}.documents CASCADE")
@@ -307,7 +351,10 @@ async def prepare(url: str, schema: str, owners: list[tuple[str, int]], embedder
             await connection.set_type_codec(
                 "halfvec", encoder=half_precision, decoder=bytes, format="binary"
             )
-        await fill(connection, schema, owner, count, embedder)
+        rows = await fill(connection, schema, owner, count, embedder)
+        for store in stores:
+            if rows:
+                store.add(rows)
         if number % 200 == 0 or count > 1000:
             await connection.execute("ANALYZE")
     await connection.execute("VACUUM ANALYZE")
@@ -324,11 +371,15 @@ def show(results: list[dict[str, Any]], words: dict[str, float]) -> None:
         f"{'chunks':>7}  {'filter':<15}{'ours ms':>9}{'by hand':>9}  {'way':<6}{'ratio':>6}  recall"
     )
     for row in results:
-        print(
+        line = (
             f"{row['size']:>7}  {row['filter']:<15}{row['ours_ms']:>9.2f}"
             f"{row['by_hand_ms']:>9.2f}  {row['best_by_hand']:<6}"
             f"{row['ratio']:>6.2f}  {row['recall']:.3f}"
         )
+        for name in ("chroma", "lancedb"):
+            if f"{name}_ms" in row:
+                line += f"  {name} {row[f'{name}_ms']:.2f} ms {row[f'{name}_recall']:.2f}"
+        print(line)
     print(
         f"words of an owner of {SMALL}: among others {words['among_ms']:.2f} ms, alone "
         f"{words['alone_ms']:.2f} ms, ratio {words['ratio']:.2f}"
