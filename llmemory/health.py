@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -11,6 +12,9 @@ from llmemory import migrate
 from llmemory.database import Database
 from llmemory.embedding.base import Embedder
 from llmemory.errors import ClosedError, LLMemoryError
+from llmemory.models import tables_for
+from llmemory.statements.queue import count_jobs
+from llmemory.store import queue_statistics
 from llmemory.types import Health
 
 __all__ = ["check_health"]
@@ -32,6 +36,7 @@ async def check_health(database: Database, schema: str, embedder: Embedder) -> H
         "pgvector_version": None,
         "revision": None,
         "latency_ms": None,
+        "queue": None,
     }
     problem = None
     try:
@@ -59,3 +64,6 @@ def _look(connection: Connection, schema: str, found: dict[str, Any]) -> None:
     found.update(versions)
     found["revision"] = migrate.revision_of(connection, schema)
     migrate.check(connection, schema)
+    now = datetime.now(UTC)
+    counting = count_jobs(tables_for(schema), of_owner=False, of_space=False)
+    found["queue"] = queue_statistics(connection.execute(counting, {"now": now}).one(), now)

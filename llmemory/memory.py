@@ -127,6 +127,9 @@ class Memory:
     delete_owner = blocking(AsyncMemory.delete_owner)
     get_statistics = blocking(AsyncMemory.get_statistics)
     process_pending_embeddings = blocking(AsyncMemory.process_pending_embeddings)
+    run_worker = blocking(AsyncMemory.run_worker)
+    list_jobs = blocking(AsyncMemory.list_jobs)
+    requeue_jobs = blocking(AsyncMemory.requeue_jobs)
     maintain = blocking(AsyncMemory.maintain)
     health = blocking(AsyncMemory.health)
 

@@ -149,10 +149,17 @@ class Settings(BaseSettings):
         300.0,
         gt=0,
         le=86_400,
-        description="Seconds after which the queued work of a process that died is done anew.",
+        description="Seconds after which the queued work of a process that died is done anew; "
+        "a process that lives renews them.",
     )
     job_attempts: int = Field(
-        5, ge=1, le=100, description="How often a document's vectors are tried before it fails."
+        10, ge=1, le=100, description="How often a document's vectors are tried before it fails."
+    )
+    job_poll_s: float = Field(
+        5.0, gt=0, le=3600, description="Seconds after which an idle worker looks for jobs again."
+    )
+    job_notify: bool = Field(
+        True, description="Whether adding tells workers at once, by NOTIFY, and they listen for it."
     )
 
     alpha: float | None = Field(

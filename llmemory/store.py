@@ -11,7 +11,7 @@ from itertools import groupby, islice
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, RowMapping
+from sqlalchemy import Row, RowMapping, TwoPhaseTransaction
 from sqlalchemy.ext.asyncio import AsyncConnection
 from uuid_utils.compat import uuid7
 
@@ -22,11 +22,18 @@ from llmemory.filters import Filters
 from llmemory.ingestion import DocumentPlan, StoredChunks, StoredDocument
 from llmemory.models import Tables
 from llmemory.statements import documents as sql
+from llmemory.statements import queue as queue_sql
 from llmemory.statements.filters import parameters, shape_of
-from llmemory.types import Document, DocumentListResult, HalfVectors, OwnerStatistics
+from llmemory.types import (
+    Document,
+    DocumentListResult,
+    HalfVectors,
+    OwnerStatistics,
+    QueueStatistics,
+)
 from llmemory.validation import CheckedDocument
 
-__all__ = ["Store"]
+__all__ = ["Store", "queue_statistics", "stored_document", "tell_workers"]
 
 _STORED_FIELDS = [field.name for field in fields(StoredDocument)]
 _CHUNK_COLUMNS = (
@@ -51,10 +58,15 @@ class Store:
     """The documents of one schema.
 
     Every method takes a connection, whose transaction is its caller's business.
+
+    Args:
+        tables: Of the schema.
+        notify: Whether workers are told of new jobs.
     """
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, *, notify: bool = True) -> None:
         self._tables = tables
+        self._notify = notify
 
     async def find(
         self,
@@ -226,7 +238,8 @@ class Store:
         space_id: int,
         now: datetime,
     ) -> None:
-        for owner_id, group in _by_owner(plan for plan in plans if plan.to_embed_count):
+        waiting = _by_owner(plan for plan in plans if plan.to_embed_count)
+        for owner_id, group in waiting:
             await connection.execute(
                 sql.upsert_jobs(self._tables),
                 {
@@ -239,6 +252,8 @@ class Store:
                     ),
                 },
             )
+        if waiting and self._notify:
+            await tell_workers(connection, self._tables)
 
     async def get(
         self, connection: AsyncConnection, owner_id: str, document_id: UUID
@@ -308,21 +323,45 @@ class Store:
         self, connection: AsyncConnection, owner_id: str, space_id: int
     ) -> OwnerStatistics:
         """Return how much an owner has stored."""
+        now = datetime.now(UTC)
+        values = {"owner": owner_id, "space": space_id, "now": now}
+        counting = queue_sql.count_jobs(self._tables, of_owner=True, of_space=True)
         with translated_errors():
-            result = await connection.execute(
-                sql.owner_statistics(self._tables), {"owner": owner_id, "space": space_id}
-            )
-        rows = result.all()
+            result = await connection.execute(sql.owner_statistics(self._tables), values)
+            rows = result.all()
+            counts = (await connection.execute(counting, values)).one()
+        queue = queue_statistics(counts, now)
         counted = [row for row in rows if row.document_type is not None]
         return OwnerStatistics(
             owner_id=owner_id,
             document_count=sum(row.documents for row in counted),
             chunk_count=sum(row.chunks for row in counted),
             embedding_count=rows[0].vectors,
-            pending_embeddings=rows[0].pending,
+            pending_embeddings=queue.waiting + queue.running,
             content_bytes=sum(row.bytes for row in counted),
             documents_by_type={row.document_type: row.documents for row in counted},
+            queue=queue,
         )
+
+
+async def tell_workers(connection: AsyncConnection, tables: Tables) -> None:
+    """Have workers look for jobs as soon as the transaction commits; they look by themselves too.
+
+    PostgreSQL refuses to prepare a transaction that has notified: those of two phases do without.
+    """
+    transaction = connection.sync_connection and connection.sync_connection.get_transaction()
+    if not isinstance(transaction, TwoPhaseTransaction):
+        await connection.execute(
+            queue_sql.NOTIFY, {"channel": queue_sql.CHANNEL, "payload": tables.schema}
+        )
+
+
+def queue_statistics(row: Row[Any], now: datetime) -> QueueStatistics:
+    """Return a row of ``count_jobs``, which was read at `now`, as a value."""
+    age_s = None if row.oldest is None else max(0.0, (now - row.oldest).total_seconds())
+    return QueueStatistics(
+        waiting=row.waiting, running=row.running, failed=row.failed, oldest_s=age_s
+    )
 
 
 def stored_document(row: Row[Any]) -> StoredDocument:

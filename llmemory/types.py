@@ -17,6 +17,7 @@ __all__ = [
     "DocumentHits",
     "DocumentListResult",
     "DocumentType",
+    "EmbeddingJob",
     "HalfVectors",
     "Health",
     "MaintenanceProgress",
@@ -25,6 +26,8 @@ __all__ = [
     "OwnerStatistics",
     "Passage",
     "Progress",
+    "QueueProgress",
+    "QueueStatistics",
     "SearchResult",
     "SearchResultWithDocuments",
     "SearchType",
@@ -50,6 +53,10 @@ Moment: TypeAlias = datetime | date | str
 
 Timestamp: TypeAlias = Annotated[datetime, AfterValidator(lambda value: value.astimezone(UTC))]
 """A point in time, in UTC whichever time zone the driver gave it."""
+
+
+JobState: TypeAlias = Literal["waiting", "running", "failed"]
+"""Where a document is in the queue."""
 
 
 class _Choice(StrEnum):
@@ -271,6 +278,62 @@ class SearchResultWithDocuments(_Value):
     documents: list[DocumentHits]
 
 
+class QueueStatistics(_Value):
+    """How many documents are in the queue for their vectors.
+
+    Attributes:
+        waiting: Those that nobody works on: due, or to be tried again later.
+        running: Those that a worker has leased.
+        failed: Those that were given up; ``requeue_jobs`` has them tried again.
+        oldest_s: Seconds since the oldest of those waiting or running came into the queue; None if
+            there is none.
+    """
+
+    waiting: int = 0
+    running: int = 0
+    failed: int = 0
+    oldest_s: float | None = None
+
+
+class EmbeddingJob(_Value):
+    """A document in the queue for its vectors.
+
+    Attributes:
+        space_id: The embedding space that the vectors are for.
+        attempts: How often it was tried since it last got on.
+        last_error: Why it was not finished; holds no text of the document and no secret.
+        created_at: When it came into the queue.
+        available_at: When it was or will be due.
+    """
+
+    owner_id: str
+    document_id: str
+    document_name: str
+    space_id: int
+    state: JobState
+    attempts: int
+    last_error: str | None
+    created_at: Timestamp
+    available_at: Timestamp
+
+
+class QueueProgress(_Value):
+    """What a worker has done in one owner's turn.
+
+    Attributes:
+        finished: Documents that have all their vectors now.
+        embedded: Vectors made.
+        failed: Documents that were tried and not finished.
+        problem: Why not, of one of them; None if there is none.
+    """
+
+    owner_id: str
+    finished: int
+    embedded: int
+    failed: int
+    problem: str | None
+
+
 class OwnerStatistics(_Value):
     """How much an owner has stored.
 
@@ -278,7 +341,8 @@ class OwnerStatistics(_Value):
         documents_by_type: Number of documents of each type that occurs.
         content_bytes: Size of all contents, in bytes of UTF-8.
         embedding_count: Vectors in the space that searches use.
-        pending_embeddings: Documents whose vectors wait to be made.
+        pending_embeddings: Documents whose vectors wait to be made or are being made.
+        queue: The same in detail, with those that were given up.
     """
 
     owner_id: str
@@ -288,6 +352,7 @@ class OwnerStatistics(_Value):
     pending_embeddings: int
     content_bytes: int
     documents_by_type: builtins.dict[DocumentType, int] = Field(default_factory=dict)
+    queue: QueueStatistics = Field(default_factory=QueueStatistics)
 
 
 class Health(_Value):
@@ -297,6 +362,7 @@ class Health(_Value):
         healthy: True if the database answers and its schema is the one the library needs.
         problem: What is wrong and what to do; None if nothing is.
         latency_ms: Milliseconds for one round trip to the database; None if it did not answer.
+        queue: Documents of all owners that wait for vectors; None if they could not be counted.
     """
 
     healthy: bool
@@ -309,6 +375,7 @@ class Health(_Value):
     embedding_model: str | None
     embedding_dimensions: int | None
     latency_ms: float | None
+    queue: QueueStatistics | None = None
 
 
 class Progress(_Value):

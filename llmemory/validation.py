@@ -34,6 +34,7 @@ from llmemory.types import DocumentType, NewDocument, SearchType
 __all__ = [
     "CheckedDocument",
     "SearchRequest",
+    "checked_count",
     "checked_document",
     "checked_document_ids",
     "checked_external_ids",
@@ -229,6 +230,18 @@ def checked_page(limit: object, offset: object, settings: Settings) -> tuple[int
     if not 0 <= offset <= MAX_OFFSET:
         refuse("offset", f"must be 0 or more, and at most {MAX_OFFSET}")
     return limit, offset
+
+
+def checked_count(value: object, name: str) -> int:
+    """Return `value` if it is an integer of 1 or more.
+
+    Raises:
+        ValidationError: It is not.
+    """
+    count = _integer(value, name)
+    if count < 1:
+        refuse(name, f"must be 1 or more, not {count}")
+    return count
 
 
 def checked_text(value: object, name: str, longest: int | None = None) -> str:

@@ -16,7 +16,7 @@ from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.text import Text
 
-from llmemory.types import Document, SearchResult
+from llmemory.types import Document, EmbeddingJob, SearchResult
 
 __all__ = [
     "confirmed",
@@ -25,6 +25,7 @@ __all__ = [
     "print_documents",
     "print_error",
     "print_hits",
+    "print_jobs",
     "print_json",
     "print_remark",
     "print_values",
@@ -126,6 +127,20 @@ def print_documents(documents: Iterable[Document]) -> None:
             document.chunk_count,
             _shown(document.updated_at),
             _one_line(document.document_name),
+        )
+        output.print(Text(line), soft_wrap=True)
+
+
+def print_jobs(jobs: Iterable[EmbeddingJob]) -> None:
+    """Print a table of jobs, the reason why one is still there last and uncut."""
+    form = "{:<36}  {:<7}  {:>5}  {:<16}  {}"
+    heading = form.format("DOCUMENT ID", "STATE", "TRIED", "SINCE", "OWNER: NAME, AND WHY")
+    output.print(Text(heading, style="bold"), soft_wrap=True)
+    for job in jobs:
+        what = f"{_one_line(job.owner_id)}: {_one_line(job.document_name)}"
+        why = "" if job.last_error is None else f", {_one_line(job.last_error)}"
+        line = form.format(
+            job.document_id, job.state, job.attempts, _shown(job.created_at), what + why
         )
         output.print(Text(line), soft_wrap=True)
 

@@ -63,7 +63,7 @@ class Lifecycle:
         self._owns_embedder = embedder is None
         self._database = Database(settings, engine=engine)
         self._tables = tables_for(self.schema)
-        self._store = Store(self._tables)
+        self._store = Store(self._tables, notify=settings.job_notify)
         self._space: Space | None = None
         self._indexes = VectorIndexes(self._tables, settings.hnsw_refresh_s)
         self._opening: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (

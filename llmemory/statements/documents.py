@@ -189,14 +189,14 @@ def existing_by_id(tables: Tables) -> AnySelect:
 
 
 @lru_cache(maxsize=256)
-def lock_documents(tables: Tables) -> AnySelect:
+def lock_documents(tables: Tables, *, skip_locked: bool = False) -> AnySelect:
     """Lock an owner's documents by ``document_ids``, in one order everywhere."""
     column_ = tables.documents.c
     return (
         select(column_.document_id, column_.updated_at)
         .where(_owner(tables.documents), _any(column_.document_id, "document_ids"))
         .order_by(column_.document_id)
-        .with_for_update()
+        .with_for_update(skip_locked=skip_locked)
     )
 
 
@@ -414,7 +414,7 @@ def delete_statistics(tables: Tables) -> Delete:
 @lru_cache(maxsize=256)
 def owner_statistics(tables: Tables) -> AnySelect:
     """Count what an owner has, by document type, in one statement."""
-    documents, embeddings, jobs = tables.documents, tables.embeddings, tables.embedding_jobs
+    documents, embeddings = tables.documents, tables.embeddings
     vectors = (
         select(func.count())
         .where(
@@ -423,7 +423,6 @@ def owner_statistics(tables: Tables) -> AnySelect:
         )
         .scalar_subquery()
     )
-    pending = select(func.count()).where(_owner(jobs)).scalar_subquery()
     by_type = (
         select(
             documents.c.document_type,
@@ -435,5 +434,5 @@ def owner_statistics(tables: Tables) -> AnySelect:
         .group_by(documents.c.document_type)
         .subquery("by_type")
     )
-    one = select(vectors.label("vectors"), pending.label("pending")).subquery("one")
+    one = select(vectors.label("vectors")).subquery("one")
     return select(one, by_type).select_from(one.outerjoin(by_type, true()))

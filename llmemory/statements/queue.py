@@ -1,6 +1,7 @@
 """Statements of the queue of documents that wait for their vectors.
 
-Times are bound, so that the statements run on distributed tables too.
+Times and pauses are computed by the caller and bound, so that the statements run on distributed
+tables too; so are locks, which are taken for one owner at a time.
 """
 
 from __future__ import annotations
@@ -9,28 +10,56 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
-    Delete,
     Integer,
+    Select,
     SmallInteger,
+    TableValuedAlias,
     Text,
     Update,
     Uuid,
+    and_,
     bindparam,
     case,
+    column,
     delete,
     exists,
     func,
-    or_,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
+from sqlalchemy.types import TypeEngine
 
 from llmemory.models import Tables
 from llmemory.statements import AnySelect
 
-__all__ = ["chunks_without_vector", "claim_jobs", "fail_jobs", "finish_jobs", "owners_with_jobs"]
+__all__ = [
+    "CHANNEL",
+    "NOTIFY",
+    "any_owner_with_due_jobs",
+    "chunks_to_embed",
+    "chunks_with_vector",
+    "count_jobs",
+    "due_jobs",
+    "finish_jobs",
+    "lease_jobs",
+    "list_jobs",
+    "next_owner_with_due_jobs",
+    "renew_jobs",
+    "requeue_jobs",
+    "settle_jobs",
+]
+
+CHANNEL = "llmemory_jobs"
+"""Where workers listen; the payload is their schema, whose name may be as long as a channel's."""
+
+NOTIFY = text("SELECT pg_notify(:channel, :payload)").bindparams(
+    bindparam("channel", type_=Text), bindparam("payload", type_=Text)
+)
+"""Tells those who listen, once the transaction commits; the same again costs nothing."""
 
 _TIMESTAMP = TIMESTAMP(timezone=True)
 
@@ -40,95 +69,287 @@ def _owner(table: Any) -> ColumnElement[bool]:
     return condition
 
 
+def _space(table: Any) -> ColumnElement[bool]:
+    condition: ColumnElement[bool] = table.c.space_id == bindparam("space", type_=SmallInteger)
+    return condition
+
+
+def _now() -> ColumnElement[Any]:
+    return bindparam("now", type_=_TIMESTAMP)
+
+
+def _is_leased(tables: Tables) -> ColumnElement[bool]:
+    jobs = tables.embedding_jobs
+    return and_(jobs.c.leased_until.is_not(None), jobs.c.leased_until > _now())
+
+
 def _is_due(tables: Tables) -> ColumnElement[bool]:
     jobs = tables.embedding_jobs
-    now = bindparam("now", type_=_TIMESTAMP)
-    return (
-        (jobs.c.state == "queued")
-        & (jobs.c.space_id == bindparam("space", type_=SmallInteger))
-        & (jobs.c.available_at <= now)
-        & or_(jobs.c.leased_until.is_(None), jobs.c.leased_until <= now)
+    return and_(
+        jobs.c.state == "queued", _space(jobs), jobs.c.available_at <= _now(), ~_is_leased(tables)
     )
 
 
 @lru_cache(maxsize=256)
-def owners_with_jobs(tables: Tables) -> AnySelect:
-    """Read the owners that have due jobs, the longest waiting first."""
+def any_owner_with_due_jobs(tables: Tables) -> AnySelect:
+    """Read one of the owners that have due jobs, whichever."""
+    jobs = tables.embedding_jobs
+    owners = select(jobs.c.owner_id).where(_is_due(tables)).distinct().subquery("owners")
+    return select(owners.c.owner_id).order_by(func.random()).limit(1)
+
+
+@lru_cache(maxsize=256)
+def next_owner_with_due_jobs(tables: Tables) -> AnySelect:
+    """Read the first owner behind ``after`` that has due jobs.
+
+    Served by ``ix_embedding_jobs_owner_id_state_available_at``: however many jobs an owner has, the
+    first one is found.
+    """
     jobs = tables.embedding_jobs
     return (
         select(jobs.c.owner_id)
-        .where(_is_due(tables))
-        .group_by(jobs.c.owner_id)
-        .order_by(func.min(jobs.c.available_at), jobs.c.owner_id)
-        .limit(bindparam("limit", type_=Integer))
+        .where(jobs.c.owner_id > bindparam("after", type_=Text), _is_due(tables))
+        .order_by(jobs.c.owner_id)
+        .limit(1)
     )
 
 
 @lru_cache(maxsize=256)
-def claim_jobs(tables: Tables) -> Any:
-    """Lease at most ``limit`` due jobs of an owner; those that another worker holds are skipped.
+def due_jobs(tables: Tables) -> AnySelect:
+    """Lock at most ``limit`` due jobs of an owner, the longest waiting first.
 
-    Served by ``ix_embedding_jobs_owner_id_state_available_at``.
+    Those that another worker is about to lease are skipped. Served by
+    ``ix_embedding_jobs_owner_id_state_available_at``.
     """
-    jobs = tables.embedding_jobs
-    due = (
-        select(jobs.c.job_id)
+    jobs, documents = tables.embedding_jobs, tables.documents
+    chunk_count = (
+        select(documents.c.chunk_count)
+        .where(_owner(documents), documents.c.document_id == jobs.c.document_id)
+        .scalar_subquery()
+    )
+    return (
+        select(
+            jobs.c.job_id,
+            jobs.c.document_id,
+            jobs.c.attempts,
+            jobs.c.available_at,
+            chunk_count.label("chunk_count"),
+        )
         .where(_owner(jobs), _is_due(tables))
         .order_by(jobs.c.available_at, jobs.c.job_id)
         .limit(bindparam("limit", type_=Integer))
         .with_for_update(skip_locked=True)
     )
+
+
+@lru_cache(maxsize=256)
+def lease_jobs(tables: Tables) -> Update:
+    """Lease ``job_ids``, which are locked, and count the attempt."""
+    jobs = tables.embedding_jobs
+    chosen = jobs.c.job_id == func.any(bindparam("job_ids", type_=ARRAY(Uuid())))
     return (
         update(jobs)
-        .values(
-            leased_until=bindparam("lease", type_=_TIMESTAMP),
-            attempts=jobs.c.attempts + 1,
-        )
-        .where(_owner(jobs), jobs.c.job_id.in_(due))
-        .returning(jobs.c.job_id, jobs.c.document_id, jobs.c.attempts)
+        .values(leased_until=bindparam("lease", type_=_TIMESTAMP), attempts=jobs.c.attempts + 1)
+        .where(_owner(jobs), chosen)
+    )
+
+
+_HELD: dict[str, TypeEngine[Any]] = {
+    "job_id": Uuid(),
+    "attempts": Integer(),
+    "available_at": _TIMESTAMP,
+}
+
+
+def _rows(types: dict[str, TypeEngine[Any]]) -> TableValuedAlias:
+    """Return one row per element of the arrays that are bound as ``NAME_array``."""
+    bound = [bindparam(f"{name}_array", type_=ARRAY(kind)) for name, kind in types.items()]
+    return (
+        func.unnest(*bound)
+        .table_valued(*(column(name, kind) for name, kind in types.items()))
+        .render_derived(name="given")
+    )
+
+
+def _is_held(tables: Tables, rows: TableValuedAlias) -> ColumnElement[bool]:
+    """Compare jobs with what they were when they were leased.
+
+    Another lease has another number of attempts, and a document that was replaced has its job
+    begin anew, at another time.
+    """
+    jobs = tables.embedding_jobs
+    return and_(
+        _owner(jobs), jobs.c.state == "queued", *(jobs.c[name] == rows.c[name] for name in _HELD)
     )
 
 
 @lru_cache(maxsize=256)
-def chunks_without_vector(tables: Tables) -> AnySelect:
-    """Read the chunks of ``document_ids`` that have no vector in ``space``, in order."""
+def renew_jobs(tables: Tables) -> Update:
+    """Extend the lease of the jobs that are still held."""
+    rows = _rows(_HELD)
+    return (
+        update(tables.embedding_jobs)
+        .values(leased_until=bindparam("lease", type_=_TIMESTAMP))
+        .where(_is_held(tables, rows))
+    )
+
+
+@lru_cache(maxsize=256)
+def settle_jobs(tables: Tables) -> Any:
+    """Give back the jobs that are still held, each as its row of the arrays says."""
+    rows = _rows(
+        {
+            **_HELD,
+            "new_state": Text(),
+            "new_attempts": Integer(),
+            "new_available_at": _TIMESTAMP,
+            "reason": Text(),
+        }
+    )
+    jobs = tables.embedding_jobs
+    return (
+        update(jobs)
+        .values(
+            state=rows.c.new_state,
+            attempts=rows.c.new_attempts,
+            available_at=rows.c.new_available_at,
+            leased_until=None,
+            last_error=func.coalesce(rows.c.reason, jobs.c.last_error),
+        )
+        .where(_is_held(tables, rows))
+        .returning(jobs.c.job_id)
+    )
+
+
+def _has_vector(tables: Tables) -> ColumnElement[bool]:
     chunks, embeddings = tables.chunks, tables.embeddings
-    has_vector = exists().where(
-        _owner(embeddings),
-        embeddings.c.chunk_id == chunks.c.chunk_id,
-        embeddings.c.space_id == bindparam("space", type_=SmallInteger),
+    return exists().where(
+        _owner(embeddings), embeddings.c.chunk_id == chunks.c.chunk_id, _space(embeddings)
+    )
+
+
+@lru_cache(maxsize=256)
+def chunks_to_embed(tables: Tables) -> AnySelect:
+    """Read at most ``limit`` chunks of ``document_ids`` that have no vector in ``space``, in order.
+
+    Each with what its document is now. Served by ``ix_chunks_owner_id_document_id_position``.
+    """
+    chunks, documents = tables.chunks, tables.documents
+    wanted = bindparam("document_ids", type_=ARRAY(Uuid()))
+    return (
+        select(
+            chunks.c.document_id,
+            chunks.c.chunk_id,
+            chunks.c.position,
+            chunks.c.content,
+            documents.c.updated_at,
+        )
+        .where(
+            _owner(chunks),
+            chunks.c.document_id == func.any(wanted),
+            _owner(documents),
+            documents.c.document_id == chunks.c.document_id,
+            ~_has_vector(tables),
+        )
+        .order_by(chunks.c.document_id, chunks.c.position)
+        .limit(bindparam("limit", type_=Integer))
+    )
+
+
+@lru_cache(maxsize=256)
+def chunks_with_vector(tables: Tables) -> AnySelect:
+    """Read which of ``chunk_ids`` have a vector in ``space``."""
+    embeddings = tables.embeddings
+    wanted = bindparam("chunk_ids", type_=ARRAY(Uuid()))
+    return select(embeddings.c.chunk_id).where(
+        _owner(embeddings), embeddings.c.chunk_id == func.any(wanted), _space(embeddings)
+    )
+
+
+@lru_cache(maxsize=256)
+def finish_jobs(tables: Tables) -> Any:
+    """Delete those jobs of ``document_ids`` whose documents have all their vectors in ``space``."""
+    jobs, chunks = tables.embedding_jobs, tables.chunks
+    wanting = exists().where(
+        _owner(chunks), chunks.c.document_id == jobs.c.document_id, ~_has_vector(tables)
     )
     wanted = bindparam("document_ids", type_=ARRAY(Uuid()))
     return (
-        select(chunks.c.document_id, chunks.c.chunk_id, chunks.c.content)
-        .where(_owner(chunks), chunks.c.document_id == func.any(wanted), ~has_vector)
-        .order_by(chunks.c.document_id, chunks.c.position)
+        delete(jobs)
+        .where(_owner(jobs), _space(jobs), jobs.c.document_id == func.any(wanted), ~wanting)
+        .returning(jobs.c.document_id)
     )
 
 
-def _jobs(tables: Tables) -> list[ColumnElement[bool]]:
-    jobs = tables.embedding_jobs
-    return [_owner(jobs), jobs.c.job_id == func.any(bindparam("job_ids", type_=ARRAY(Uuid())))]
+_STATES = ("waiting", "running", "failed")
+
+
+def _in_state(tables: Tables, state: str) -> ColumnElement[bool]:
+    is_failed = tables.embedding_jobs.c.state == "failed"
+    return {
+        "waiting": and_(~is_failed, ~_is_leased(tables)),
+        "running": and_(~is_failed, _is_leased(tables)),
+        "failed": is_failed,
+    }[state]
 
 
 @lru_cache(maxsize=256)
-def finish_jobs(tables: Tables) -> Delete:
-    """Delete ``job_ids``: their documents have all their vectors."""
-    return delete(tables.embedding_jobs).where(*_jobs(tables))
+def count_jobs(tables: Tables, *, of_owner: bool, of_space: bool) -> AnySelect:
+    """Count jobs by what they are, and read when the oldest unfinished one was made."""
+    jobs = tables.embedding_jobs
+    counts = [func.count().filter(_in_state(tables, state)).label(state) for state in _STATES]
+    oldest = func.min(jobs.c.created_at).filter(jobs.c.state == "queued").label("oldest")
+    statement: AnySelect = select(*counts, oldest)
+    if of_space:
+        statement = statement.where(_space(jobs))
+    return statement.where(_owner(jobs)) if of_owner else statement
 
 
 @lru_cache(maxsize=256)
-def fail_jobs(tables: Tables) -> Update:
-    """Give ``job_ids`` back with the reason; one out of attempts is left as failed."""
-    jobs = tables.embedding_jobs
-    is_last = jobs.c.attempts >= bindparam("most_attempts", type_=Integer)
-    return (
-        update(jobs)
-        .values(
-            state=case((is_last, "failed"), else_="queued"),
-            available_at=bindparam("retry_at", type_=_TIMESTAMP),
-            leased_until=None,
-            last_error=bindparam("reason", type_=Text),
+def list_jobs(tables: Tables, *, of_owner: bool, state: str | None) -> AnySelect:
+    """Read ``limit`` jobs behind ``offset``, the oldest first, with their documents' names."""
+    jobs, documents = tables.embedding_jobs, tables.documents
+    states = {name: _in_state(tables, name) for name in _STATES}
+    statement: Select[Any] = (
+        select(
+            jobs.c.owner_id,
+            jobs.c.document_id,
+            documents.c.document_name,
+            jobs.c.space_id,
+            jobs.c.attempts,
+            jobs.c.last_error,
+            jobs.c.created_at,
+            jobs.c.available_at,
+            case(*((condition, name) for name, condition in states.items())).label("state"),
         )
-        .where(*_jobs(tables))
+        .join(
+            documents,
+            and_(
+                documents.c.owner_id == jobs.c.owner_id,
+                documents.c.document_id == jobs.c.document_id,
+            ),
+        )
+        .order_by(jobs.c.created_at, jobs.c.owner_id, jobs.c.job_id)
+        .limit(bindparam("limit", type_=Integer))
+        .offset(bindparam("offset", type_=BigInteger))
     )
+    if of_owner:
+        statement = statement.where(_owner(jobs), _owner(documents))
+    return statement if state is None else statement.where(states[state])
+
+
+@lru_cache(maxsize=256)
+def requeue_jobs(tables: Tables, *, of_owner: bool, of_documents: bool) -> Update:
+    """Make failed jobs due again, with all their attempts."""
+    jobs = tables.embedding_jobs
+    statement = (
+        update(jobs)
+        .values(state="queued", attempts=0, available_at=_now(), leased_until=None, last_error=None)
+        .where(jobs.c.state == "failed")
+    )
+    if of_owner:
+        statement = statement.where(_owner(jobs))
+    if of_documents:
+        wanted = bindparam("document_ids", type_=ARRAY(Uuid()))
+        statement = statement.where(jobs.c.document_id == func.any(wanted))
+    return statement

@@ -1,0 +1,112 @@
+"""Embedding as many of some texts as the embedder will take, and saying why not the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from llmemory.embedding.base import Embedder, embed_checked
+from llmemory.errors import (
+    DimensionMismatch,
+    EmbeddingError,
+    LLMemoryError,
+    ProviderRejected,
+    ProviderUnavailable,
+    StorageError,
+)
+from llmemory.types import HalfVectors
+
+__all__ = ["PartlyEmbedded", "embed_what_is_possible", "reason_of"]
+
+# So many single texts refused and none taken: the others are better tried among others.
+MOST_REFUSALS = 16
+# The key, the address or the account is wrong, whatever the text.
+_UNRELATED_TO_TEXT = frozenset({401, 402, 403, 404, 429})
+
+
+@dataclass
+class PartlyEmbedded:
+    """What became of some texts, each named by its number.
+
+    Attributes:
+        vectors: Arrays of shape ``(texts, dimensions)``, in the order of `numbers`.
+        numbers: The texts that have a vector.
+        errors: What the others met; those that nobody tried have none.
+        error: What is wrong with the embedder itself, if anything; it ended the work.
+    """
+
+    vectors: list[HalfVectors] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    errors: dict[int, EmbeddingError] = field(default_factory=dict)
+    error: EmbeddingError | None = None
+
+
+async def embed_what_is_possible(
+    embedder: Embedder, texts: Sequence[str], *, batch_size: int
+) -> PartlyEmbedded:
+    """Embed documents' texts batch by batch, and halve a batch that is refused.
+
+    So a text that the embedder refuses is found, and costs no other its vector. An embedder that
+    does not answer, or refuses whatever it gets, ends it.
+    """
+    found = PartlyEmbedded()
+    starts = range(0, len(texts), batch_size)
+    to_do = [(start, min(start + batch_size, len(texts))) for start in reversed(starts)]
+    while to_do:
+        start, end = to_do.pop()
+        try:
+            made = await embed_checked(
+                embedder, texts[start:end], purpose="document", batch_size=batch_size
+            )
+        except EmbeddingError as error:
+            if _is_about_texts(error) and end - start > 1:
+                middle = (start + end) // 2
+                to_do += [(middle, end), (start, middle)]
+                continue
+            found.errors.update(dict.fromkeys(range(start, end), error))
+            if not _is_about_texts(error):
+                found.error = error
+                break
+            if len(found.errors) >= MOST_REFUSALS and not found.numbers:
+                break
+        else:
+            found.vectors.append(made)
+            found.numbers.extend(range(start, end))
+    return found
+
+
+def _is_about_texts(error: EmbeddingError) -> bool:
+    if isinstance(error, ProviderRejected):
+        return error.status not in _UNRELATED_TO_TEXT
+    return not isinstance(error, ProviderUnavailable | DimensionMismatch)
+
+
+def reason_of(error: LLMemoryError) -> str:
+    """Say what happened, to be stored.
+
+    Not in the error's own words: an embedder that is not ours may quote the text, or its key.
+    """
+    facts = [type(error).__name__]
+    if isinstance(error, ProviderRejected) and isinstance(error.status, int):
+        facts.append(f"status {error.status}")
+    if isinstance(error, StorageError) and error.sqlstate is not None:
+        facts.append(f"SQLSTATE {error.sqlstate}")
+    if isinstance(error, DimensionMismatch):
+        facts.append(f"{error.expected} dimensions announced, {error.got} received")
+    if error.__cause__ is not None:
+        facts.append(f"caused by {type(error.__cause__).__name__}")
+    return f"{_SENTENCES[_kind(error)]} ({', '.join(facts)})."
+
+
+_SENTENCES: dict[type[LLMemoryError], str] = {
+    ProviderUnavailable: "The embedding provider did not answer",
+    ProviderRejected: "The embedding provider refused the request",
+    DimensionMismatch: "The embedder returned vectors of another length than it announces",
+    EmbeddingError: "The embedder failed",
+    StorageError: "The vectors could not be written",
+    LLMemoryError: "It failed",
+}
+
+
+def _kind(error: LLMemoryError) -> type[LLMemoryError]:
+    return next(kind for kind in _SENTENCES if isinstance(error, kind))
