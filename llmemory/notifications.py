@@ -14,6 +14,8 @@ from llmemory.database import Database
 
 __all__ = ["listen"]
 
+CLOSING_S = 5.0
+
 
 async def listen(
     database: Database, channel: str, payload: str, on_hint: Callable[[], None]
@@ -28,10 +30,15 @@ async def listen(
     async with database.connect() as connection:
         raw: Any = (await connection.get_raw_connection()).driver_connection
         await connection.run_sync(Connection.detach)
-        if connection.dialect.driver == "asyncpg":
-            await _listen_by_asyncpg(raw, channel, payload, on_hint)
-        else:
-            await _listen_by_psycopg(raw, channel, payload, on_hint)
+        by_driver = (
+            _listen_by_asyncpg if connection.dialect.driver == "asyncpg" else _listen_by_psycopg
+        )
+        try:
+            await by_driver(raw, channel, payload, on_hint)
+        finally:
+            # No pool has it any more, and SQLAlchemy leaves psycopg's to the garbage collector.
+            with anyio.move_on_after(CLOSING_S, shield=True), suppress(Exception):
+                await raw.close()
 
 
 async def _listen_by_asyncpg(

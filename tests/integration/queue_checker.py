@@ -77,7 +77,9 @@ async def _wrong_vectors(url: str, embedder: Embedder, space_id: int) -> list[st
     found = np.array([row[2] for row in stored])
     wrong = np.abs(found - expected).max(axis=1) > 1e-3
     return [
-        f"the vector of another text: {row[0]}" for row, is_wrong in zip(stored, wrong, strict=True) if is_wrong
+        f"the vector of another text: {row[0]}"
+        for row, is_wrong in zip(stored, wrong, strict=True)
+        if is_wrong
     ]
 
 
