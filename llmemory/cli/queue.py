@@ -64,6 +64,7 @@ def worker(
             print_remark("Stopping. A second signal ends at once.")
             loop.call_later(grace_s, working.cancel)
 
+        await memory.initialize()
         working = asyncio.ensure_future(
             memory.run_worker(owner, should_stop=lambda: is_stopping, on_progress=count)
         )
@@ -71,6 +72,7 @@ def worker(
         with suppress(NotImplementedError):
             for number in SIGNALS:
                 loop.add_signal_handler(number, stop)
+        print_remark("Waiting for documents to embed. SIGTERM or Ctrl-C ends it.")
         try:
             await working
         except asyncio.CancelledError:

@@ -184,6 +184,8 @@ def _shown(value: Any) -> str:
         return f"{value.astimezone():%Y-%m-%d %H:%M}"
     if isinstance(value, float):
         return f"{value:.1f}"
+    if isinstance(value, BaseModel):
+        return ", ".join(f"{name.replace('_', ' ')} {_shown(part)}" for name, part in value)
     if isinstance(value, Mapping):
         return _one_line(json.dumps(to_jsonable_python(value), ensure_ascii=False))
     return _one_line(str(value))
