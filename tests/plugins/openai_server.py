@@ -139,6 +139,7 @@ class OpenAIServer:
     Args:
         latency_s: Seconds before each answer.
         connections: How many are allowed; further ones must wait for one of them to end.
+        port: Where to listen; 0 takes a free port.
 
     Attributes:
         requests: What was asked so far.
@@ -147,7 +148,7 @@ class OpenAIServer:
         open_connections: Connections now.
     """
 
-    def __init__(self, *, latency_s: float = 0.0, connections: int = 1000) -> None:
+    def __init__(self, *, latency_s: float = 0.0, connections: int = 1000, port: int = 0) -> None:
         self._latency_s = latency_s
         self._connections = connections
         self.requests: list[Request] = []
@@ -155,7 +156,7 @@ class OpenAIServer:
         self.most_at_once = 0
         self.open_connections = 0
         self._at_once = 0
-        self._port = 0
+        self._port = port
         self._listening = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
 
@@ -189,7 +190,7 @@ class OpenAIServer:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._allowed = asyncio.Semaphore(self._connections)
-        server = await asyncio.start_server(self._connected, "127.0.0.1", 0, limit=2**24)
+        server = await asyncio.start_server(self._connected, "127.0.0.1", self._port, limit=2**24)
         self._port = server.sockets[0].getsockname()[1]
         self._listening.set()
         await self._stop.wait()
@@ -255,8 +256,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--latency-s", type=float, default=0.05)
     parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--port", type=int, default=0)
     arguments = parser.parse_args()
-    with OpenAIServer(latency_s=arguments.latency_s, connections=arguments.connections) as server:
+    with OpenAIServer(**vars(arguments)) as server:
         print(server.url, flush=True)
         sys.stdin.read()
 
