@@ -68,5 +68,5 @@ def commands_in(text: str) -> Iterator[tuple[str, ...]]:
     for block in re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         for line in re.findall(r"(?:^|&& )(llmemory [a-z][^\n&|;]*)", block, re.MULTILINE):
             words = shlex.split(line, comments=True)[1:]
-            # db is the one command with commands of its own.
-            yield tuple(words[: 2 if words[0] == "db" else 1])
+            # These have commands of their own.
+            yield tuple(words[: 2 if words[0] in {"db", "jobs"} else 1])

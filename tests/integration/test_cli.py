@@ -117,7 +117,8 @@ def test_help_and_version_need_no_database() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["demo", "add", "search", "list", "show", "delete", "stats", "health", "db"]
+    "name",
+    ["demo", "add", "search", "list", "show", "delete", "stats", "health", "worker", "jobs", "db"],
 )
 def test_every_command_explains_itself(name: str, run: Run) -> None:
     text = run(name, "--help").stdout

@@ -197,3 +197,29 @@ async def test_the_text_around_a_hit_is_looked_up(memory: AsyncMemory, plans: An
     assert sum(node["Actual Rows"] * node["Actual Loops"] for node in neighbours) == 10
     parsed = [node for node in plans() if node.get("Alias") == "parsed"]
     assert sum(node["Actual Loops"] for node in parsed) == 10
+
+
+async def test_a_turn_of_the_queue_reads_no_more_than_its_portion(
+    memory: AsyncMemory, plans: Any, filled: str
+) -> None:
+    await memory.initialize()
+    fetch(
+        filled,
+        """
+        INSERT INTO llmemory.embedding_jobs
+            (owner_id, job_id, document_id, space_id, state, attempts, available_at, created_at)
+        SELECT owner_id, document_id, document_id, 1, 'queued', 0, created_at, created_at
+        FROM llmemory.documents
+        """,
+    )
+    fetch(filled, "ANALYZE llmemory.embedding_jobs")
+    plans().clear()
+    try:
+        assert await memory.process_pending_embeddings("large", limit=20) == 20
+        assert await memory.process_pending_embeddings(limit=20) == 20
+    finally:
+        fetch(filled, "TRUNCATE llmemory.embedding_jobs")
+    assert "ix_embedding_jobs_owner_id_state_available_at" in indexes(plans())
+    assert not whole_tables(plans())
+    assert most_rows(plans(), "chunks") <= 20
+    assert most_rows(plans(), "embeddings") <= DOCUMENTS

@@ -13,11 +13,14 @@ from llmemory import (
     Embedder,
     EmbeddingError,
     HashEmbedder,
+    ProviderRejected,
     ProviderUnavailable,
     StaticEmbedder,
+    StorageError,
 )
 from llmemory.embedding import static
 from llmemory.embedding.base import embed_checked, provider_of
+from llmemory.embedding.partial import MOST_REFUSALS, embed_what_is_possible, reason_of
 
 pytestmark = pytest.mark.anyio
 
@@ -187,3 +190,93 @@ async def test_batches() -> None:
 def test_the_providers_name() -> None:
     assert provider_of(HashEmbedder()) == "hash"
     assert provider_of(Answering(None)) == "Answering"
+
+
+class Refusing(HashEmbedder):
+    """Raises an error for any call with one of certain texts."""
+
+    def __init__(self, error: Exception, *texts: str) -> None:
+        super().__init__(dimensions=4)
+        self.error = error
+        self.refused = set(texts)
+        self.sizes: list[int] = []
+
+    async def embed(self, texts: Any, *, purpose: Any) -> Any:
+        self.sizes.append(len(texts))
+        if self.refused.intersection(texts):
+            raise self.error
+        return await super().embed(texts, purpose=purpose)
+
+
+TEXTS = [str(number) for number in range(100)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ProviderRejected("no", status=400),
+        ProviderRejected("no"),
+        EmbeddingError("no"),
+        ValueError(),
+    ],
+    ids=repr,
+)
+async def test_a_refused_batch_is_halved_down_to_the_guilty(error: Exception) -> None:
+    embedder = Refusing(error, "7", "50", "51")
+    found = await embed_what_is_possible(embedder, TEXTS, batch_size=32)
+    assert set(found.errors) == {7, 50, 51}
+    assert found.numbers == sorted(set(range(100)) - {7, 50, 51})
+    assert found.error is None
+    expected = await embed_checked(
+        HashEmbedder(4),
+        [TEXTS[number] for number in found.numbers],
+        purpose="document",
+        batch_size=9,
+    )
+    assert np.array_equal(np.concatenate(found.vectors), expected)
+    assert len(embedder.sizes) <= 4 + 3 * 2 * 5
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ProviderUnavailable("no"),
+        ProviderRejected("no", status=401),
+        ProviderRejected("no", status=429),
+        DimensionMismatch("no", expected=4, got=5),
+    ],
+    ids=repr,
+)
+async def test_what_is_not_about_texts_ends_it(error: EmbeddingError) -> None:
+    embedder = Refusing(error, "40")
+    found = await embed_what_is_possible(embedder, TEXTS, batch_size=32)
+    assert found.error is error
+    assert found.numbers == list(range(32))
+    assert set(found.errors) == set(range(32, 64))
+    assert embedder.sizes == [32, 32]
+
+
+async def test_an_embedder_that_takes_nothing_is_left_alone() -> None:
+    embedder = Refusing(ProviderRejected("no"), *TEXTS)
+    found = await embed_what_is_possible(embedder, TEXTS, batch_size=32)
+    assert (len(found.errors), found.numbers) == (MOST_REFUSALS, [])
+    assert len(embedder.sizes) <= 2 * MOST_REFUSALS + 5
+
+
+@pytest.mark.parametrize(
+    ("error", "facts"),
+    [
+        (ProviderUnavailable("secret"), "ProviderUnavailable"),
+        (ProviderRejected("secret", status=400), "ProviderRejected, status 400"),
+        (ProviderRejected("secret", status="secret"), "ProviderRejected"),  # type: ignore[arg-type]
+        (DimensionMismatch("secret", expected=3, got=4), "3 dimensions announced, 4 received"),
+        (EmbeddingError("secret"), "EmbeddingError"),
+        (StorageError("secret", sqlstate="22000"), "SQLSTATE 22000"),
+    ],
+)
+def test_a_reason_has_facts_and_no_words_of_others(error: Any, facts: str) -> None:
+    error.__cause__ = ValueError("secret")
+    reason = reason_of(error)
+    assert facts in reason
+    assert "caused by ValueError" in reason
+    assert "secret" not in reason
