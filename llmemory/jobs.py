@@ -132,9 +132,10 @@ class Jobs:
         A document that has been tried before has fewer others beside it, at last none: so one that
         brings down the embedder, or the worker, is found out.
         """
-        now = datetime.now(UTC)
-        values = {"owner": owner_id, "space": self._space_id, "now": now, "limit": job_limit}
         async with self._database.transaction() as connection:
+            # Not before: a connection may be long in coming.
+            now = datetime.now(UTC)
+            values = {"owner": owner_id, "space": self._space_id, "now": now, "limit": job_limit}
             result = await connection.execute(sql.due_jobs(self._tables), values)
             due = (
                 Job(row.job_id, row.document_id, row.attempts, row.available_at, row.chunk_count)

@@ -9,12 +9,21 @@ from typing import Any
 
 import anyio
 from sqlalchemy import Connection
+from sqlalchemy.pool import QueuePool
 
 from llmemory.database import Database
 
-__all__ = ["listen"]
+__all__ = ["can_listen", "listen"]
 
 CLOSING_S = 5.0
+
+
+async def can_listen(database: Database) -> bool:
+    """Return whether a connection can be kept for listening without anyone missing it.
+
+    One that was lent by another pool, or that all share, cannot.
+    """
+    return isinstance((await database.engine()).pool, QueuePool)
 
 
 async def listen(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,6 @@ from llmemory.database import Database
 from llmemory.embedding.base import Embedder
 from llmemory.embedding.partial import PartlyEmbedded, embed_what_is_possible, reason_of
 from llmemory.errors import (
-    EmbeddingError,
     LLMemoryError,
     ProviderUnavailable,
     StorageError,
@@ -47,7 +47,7 @@ class Turn:
     """What was done for one owner before the next one has its turn.
 
     Attributes:
-        finished: Documents that have all their vectors now.
+        finished: The documents that have all their vectors now.
         written: Vectors made.
         failures: Why documents were not finished that were tried, by document.
         error: The first error that was met, if any.
@@ -55,7 +55,7 @@ class Turn:
     """
 
     owner_id: str
-    finished: int = 0
+    finished: AbstractSet[UUID] = frozenset()
     written: int = 0
     failures: Mapping[UUID, str] = field(default_factory=dict)
     error: LLMemoryError | None = None
@@ -101,19 +101,22 @@ class Queue:
             StorageError: The database failed.
         """
         finished = setbacks = 0
-        first_error: LLMemoryError | None = None
+        unfinished: dict[UUID, LLMemoryError] = {}
         while limit is None or finished < limit:
             room = JOBS_A_CLAIM if limit is None else min(JOBS_A_CLAIM, limit - finished)
             turn = await self.take_turn(owner_id, job_limit=room)
             if turn is None:
                 break
-            finished += turn.finished
-            first_error = first_error or turn.error
+            finished += len(turn.finished)
+            if turn.error is not None:
+                unfinished |= dict.fromkeys(turn.failures, turn.error)
+            for document_id in unfinished.keys() & turn.finished:
+                del unfinished[document_id]
             setbacks = setbacks + 1 if turn.is_setback else 0
             if setbacks >= MOST_SETBACKS and turn.is_general:
                 break
-        if first_error is not None:
-            raise first_error
+        if unfinished:
+            raise next(iter(unfinished.values()))
         return finished
 
     async def take_turn(
@@ -136,7 +139,7 @@ class Queue:
             owner = await self._next_owner() if owner_id is None else owner_id
             if owner is None or owner in passed_over:
                 return None
-            claim = await self._jobs.claim(owner, job_limit=job_limit, chunk_limit=self._portion)
+            claim = await self._claim(owner, job_limit)
             if claim is not None:
                 return await self._work(claim)
             # Other workers are about to lease what was due.
@@ -150,6 +153,19 @@ class Queue:
             owner = await self._jobs.next_owner(self._last_owner) or await self._jobs.next_owner("")
         self._last_owner = owner
         return owner
+
+    async def _claim(self, owner_id: str, job_limit: int) -> Claim | None:
+        """Lease jobs; one who is cancelled just then gives them back."""
+        claiming = asyncio.ensure_future(
+            self._jobs.claim(owner_id, job_limit=job_limit, chunk_limit=self._portion)
+        )
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            with anyio.move_on_after(GIVING_BACK_S, shield=True), suppress(LLMemoryError):
+                if (claim := await claiming) is not None:
+                    await self._jobs.release(claim)
+            raise
 
     async def _work(self, claim: Claim) -> Turn:
         spent = [job for job in claim.jobs if job.attempts > self._settings.job_attempts]
@@ -244,7 +260,7 @@ class Queue:
             unfinished = await self._jobs.settle(connection, claim, settlements)
         return Turn(
             claim.owner_id,
-            finished=len(finished),
+            finished=finished,
             written=len(written),
             failures={
                 job.document_id: reason
@@ -255,7 +271,7 @@ class Queue:
             is_general=made.error is not None,
         )
 
-    def _failed(self, job: Job, reason: str, error: EmbeddingError | None = None) -> Settlement:
+    def _failed(self, job: Job, reason: str, error: LLMemoryError | None = None) -> Settlement:
         """Have `job` tried again after a pause, at random within bounds, or give it up."""
         if job.attempts >= self._settings.job_attempts:
             return Settlement("failed", job.attempts, job.available_at, reason)
@@ -294,7 +310,7 @@ def text_to_embed(chunk: Chunk) -> str:
 def _reasons(chunks: Sequence[Chunk], made: PartlyEmbedded) -> dict[UUID, str]:
     """Say for each document that met an error which one, and where."""
     found: dict[UUID, list[int]] = {}
-    errors: dict[UUID, EmbeddingError] = {}
+    errors: dict[UUID, LLMemoryError] = {}
     for number, error in made.errors.items():
         chunk = chunks[number]
         errors.setdefault(chunk.document_id, error)

@@ -13,7 +13,7 @@ import anyio
 
 from llmemory.database import Database
 from llmemory.errors import LLMemoryError, ProviderUnavailable, StorageError
-from llmemory.notifications import listen
+from llmemory.notifications import can_listen, listen
 from llmemory.queue import Queue, Turn
 from llmemory.settings import Settings
 from llmemory.statements.queue import CHANNEL
@@ -94,7 +94,7 @@ class Worker:
                 setbacks = 0
                 await self._wait(self._settings.job_poll_s * random.uniform(0.8, 1.2), or_hint=True)
                 continue
-            finished += turn.finished
+            finished += len(turn.finished)
             self._report(turn)
             setbacks = setbacks + 1 if turn.is_setback else 0
             if turn.is_setback:
@@ -109,7 +109,7 @@ class Worker:
             self._on_progress(
                 QueueProgress(
                     owner_id=turn.owner_id,
-                    finished=turn.finished,
+                    finished=len(turn.finished),
                     embedded=turn.written,
                     failed=len(turn.failures),
                     problem=problem,
@@ -146,6 +146,8 @@ class Worker:
         while True:
             started = time.monotonic()
             try:
+                if not await can_listen(self._database):
+                    return
                 await listen(self._database, CHANNEL, self._schema, self._hint.set)
             except LLMemoryError as error:
                 _logger.debug("Not listening for new jobs: %s", error)

@@ -13,6 +13,7 @@ from llmemory.errors import (
     ProviderRejected,
     ProviderUnavailable,
     StorageError,
+    ValidationError,
 )
 from llmemory.types import HalfVectors
 
@@ -37,8 +38,8 @@ class PartlyEmbedded:
 
     vectors: list[HalfVectors] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
-    errors: dict[int, EmbeddingError] = field(default_factory=dict)
-    error: EmbeddingError | None = None
+    errors: dict[int, LLMemoryError] = field(default_factory=dict)
+    error: LLMemoryError | None = None
 
 
 async def embed_what_is_possible(
@@ -58,7 +59,7 @@ async def embed_what_is_possible(
             made = await embed_checked(
                 embedder, texts[start:end], purpose="document", batch_size=batch_size
             )
-        except EmbeddingError as error:
+        except (EmbeddingError, ValidationError) as error:
             if _is_about_texts(error) and end - start > 1:
                 middle = (start + end) // 2
                 to_do += [(middle, end), (start, middle)]
@@ -75,7 +76,7 @@ async def embed_what_is_possible(
     return found
 
 
-def _is_about_texts(error: EmbeddingError) -> bool:
+def _is_about_texts(error: LLMemoryError) -> bool:
     if isinstance(error, ProviderRejected):
         return error.status not in _UNRELATED_TO_TEXT
     return not isinstance(error, ProviderUnavailable | DimensionMismatch)
@@ -103,6 +104,7 @@ _SENTENCES: dict[type[LLMemoryError], str] = {
     ProviderRejected: "The embedding provider refused the request",
     DimensionMismatch: "The embedder returned vectors of another length than it announces",
     EmbeddingError: "The embedder failed",
+    ValidationError: "The embedder refused the text",
     StorageError: "The vectors could not be written",
     LLMemoryError: "It failed",
 }

@@ -171,15 +171,32 @@ def _rows(types: dict[str, TypeEngine[Any]]) -> TableValuedAlias:
     )
 
 
+def _is_unlocked(tables: Tables, by: str, array: str) -> ColumnElement[bool]:
+    """Choose jobs by an array of ids, but for those that another transaction has locked."""
+    others = tables.embedding_jobs.alias("others")
+    wanted = bindparam(array, type_=ARRAY(Uuid()))
+    unlocked = (
+        select(others.c.job_id)
+        .where(_owner(others), others.c[by] == func.any(wanted))
+        .order_by(others.c.job_id)
+        .with_for_update(skip_locked=True)
+    )
+    return tables.embedding_jobs.c.job_id.in_(unlocked)
+
+
 def _is_held(tables: Tables, rows: TableValuedAlias) -> ColumnElement[bool]:
     """Compare jobs with what they were when they were leased.
 
     Another lease has another number of attempts, and a document that was replaced has its job
-    begin anew, at another time.
+    begin anew, at another time. A job that another transaction has locked is about to be replaced
+    or deleted: it is passed over, or a user's open transaction would hold up the worker.
     """
     jobs = tables.embedding_jobs
     return and_(
-        _owner(jobs), jobs.c.state == "queued", *(jobs.c[name] == rows.c[name] for name in _HELD)
+        _owner(jobs),
+        _is_unlocked(tables, "job_id", "job_id_array"),
+        jobs.c.state == "queued",
+        *(jobs.c[name] == rows.c[name] for name in _HELD),
     )
 
 
@@ -273,10 +290,10 @@ def finish_jobs(tables: Tables) -> Any:
     wanting = exists().where(
         _owner(chunks), chunks.c.document_id == jobs.c.document_id, ~_has_vector(tables)
     )
-    wanted = bindparam("document_ids", type_=ARRAY(Uuid()))
+    chosen = _is_unlocked(tables, "document_id", "document_ids")
     return (
         delete(jobs)
-        .where(_owner(jobs), _space(jobs), jobs.c.document_id == func.any(wanted), ~wanting)
+        .where(_owner(jobs), _space(jobs), chosen, ~wanting)
         .returning(jobs.c.document_id)
     )
 
