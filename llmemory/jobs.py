@@ -31,7 +31,7 @@ __all__ = [
     "requeue_jobs",
 ]
 
-JOBS_A_CLAIM = 32
+JOBS_A_CLAIM = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +270,7 @@ def _chosen(due: Iterable[Job], chunk_limit: int) -> Iterable[Job]:
     count = chunks = attempts = 0
     for job in due:
         attempts_then = max(attempts, job.attempts)
-        if count and count >= JOBS_A_CLAIM >> 2 * min(attempts_then, 3):
+        if count and count >= JOBS_A_CLAIM >> 2 * min(attempts_then, 4):
             continue
         yield job
         count, attempts, chunks = count + 1, attempts_then, chunks + job.chunk_count

@@ -40,6 +40,7 @@ from llmemory import (
     ValidationError,
     queue,
 )
+from llmemory import jobs as jobs_module
 
 pytestmark = pytest.mark.anyio
 
@@ -131,11 +132,9 @@ class TestTurns:
 
         await memory.run_worker(should_stop=are_done, on_progress=turns.append)
         assert len(turns) <= 3
-        assert {turn.owner_id: turn.finished for turn in turns} | {"many": 32} == {
-            "first": 10,
-            "zero": 10,
-            "many": 32,
-        }
+        finished = {turn.owner_id: turn.finished for turn in turns}
+        assert (finished["first"], finished["zero"]) == (10, 10)
+        assert finished.get("many", 0) <= jobs_module.JOBS_A_CLAIM
 
     async def test_a_long_document_is_worked_on_in_portions_between_others(
         self, make_memory: MakeMemory, database_url: str, embedder: HashEmbedder
