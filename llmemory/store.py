@@ -325,12 +325,10 @@ class Store:
         """Return how much an owner has stored."""
         now = datetime.now(UTC)
         values = {"owner": owner_id, "space": space_id, "now": now}
-        counting = queue_sql.count_jobs(self._tables, of_owner=True, of_space=True)
         with translated_errors():
             result = await connection.execute(sql.owner_statistics(self._tables), values)
-            rows = result.all()
-            counts = (await connection.execute(counting, values)).one()
-        queue = queue_statistics(counts, now)
+        rows = result.all()
+        queue = queue_statistics(rows[0], now)
         counted = [row for row in rows if row.document_type is not None]
         return OwnerStatistics(
             owner_id=owner_id,

@@ -39,6 +39,7 @@ from sqlalchemy.types import TypeEngine
 from llmemory.models import Tables
 from llmemory.statements import AnySelect
 from llmemory.statements.filters import FilterShape, conditions
+from llmemory.statements.queue import count_jobs
 from llmemory.statements.values import read_json
 
 __all__ = [
@@ -413,7 +414,7 @@ def delete_statistics(tables: Tables) -> Delete:
 
 @lru_cache(maxsize=256)
 def owner_statistics(tables: Tables) -> AnySelect:
-    """Count what an owner has, by document type, in one statement."""
+    """Count what an owner has, by document type, and its jobs, in one statement."""
     documents, embeddings = tables.documents, tables.embeddings
     vectors = (
         select(func.count())
@@ -434,5 +435,6 @@ def owner_statistics(tables: Tables) -> AnySelect:
         .group_by(documents.c.document_type)
         .subquery("by_type")
     )
-    one = select(vectors.label("vectors")).subquery("one")
+    queue = count_jobs(tables, of_owner=True, of_space=True).subquery("queue")
+    one = select(vectors.label("vectors"), *queue.c).select_from(queue).subquery("one")
     return select(one, by_type).select_from(one.outerjoin(by_type, true()))

@@ -118,9 +118,9 @@ async def together(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
     return results
 
 
-async def until(is_so: Callable[[], Any]) -> None:
+async def until(is_so: Callable[[], Any], *, within_s: float = 20) -> None:
     """Wait for what another process or the server is about to do."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(within_s):
         while not is_so():  # noqa: ASYNC110 - nobody here can set an event
             await anyio.sleep(0.01)
 

@@ -65,7 +65,7 @@ async def test_a_worker_killed_in_the_middle_of_a_batch(
     openai_server.answers(slowly(), slowly(silence_s=60))
     variables = asking(openai_server, LLMEMORY_JOB_LEASE_S="1.5", **PORTIONS)
     with started_worker(database_url, **variables) as worker:
-        await until(lambda: len(openai_server.requests) == 2)
+        await until(lambda: len(openai_server.requests) == 2, within_s=60)
         worker.kill()
         worker.wait()
         assert await queue_problems(database_url, EXPECTED) == []
@@ -90,7 +90,7 @@ async def test_four_workers_at_once(database_url: str, openai_server: OpenAIServ
         contents = [f"Text {n} of {owner}." for n in range(60)]
         left(database_url, openai_embedder(openai_server.url), *contents, owner=owner)
     with forked_workers(4, database_url, **asking(openai_server, **PORTIONS)):
-        await until(lambda: not queued(database_url))
+        await until(lambda: not queued(database_url), within_s=60)
     asked = texts_asked(openai_server)
     assert len(asked) == len(set(asked)) == 240
     assert await queue_problems(database_url, EXPECTED) == []
@@ -106,7 +106,7 @@ async def test_documents_change_and_go_while_a_worker_has_them(
         started_worker(database_url, **asking(openai_server, LLMEMORY_JOB_POLL_S="0.1")),
         Memory(database_url, embedder=embedder) as memory,
     ):
-        await until(lambda: openai_server.requests)
+        await until(lambda: openai_server.requests, within_s=60)
         documents = memory.list_documents("acme").documents
         for number, document in enumerate(documents):
             if number % 3 == 0:
@@ -116,7 +116,7 @@ async def test_documents_change_and_go_while_a_worker_has_them(
                     "acme", document.document_id, content=paragraphs("new", "kept"), embed="later"
                 )
         assert await queue_problems(database_url, EXPECTED) == []
-        await until(lambda: not queued(database_url))
+        await until(lambda: not queued(database_url), within_s=60)
     found = rows(database_url)
     assert (found["documents"], found["chunks"], found["embeddings"]) == (6, 12, 12)
     assert await queue_problems(database_url, EXPECTED) == []
@@ -141,7 +141,7 @@ async def test_the_embedding_server_is_killed(
         assert await queue_problems(database_url, EXPECTED) == []
         port = url.rpartition(":")[2].partition("/")[0]
         stack.enter_context(started_openai_server("--latency-s=0", f"--port={port}"))
-        await until(lambda: not queued(database_url))
+        await until(lambda: not queued(database_url), within_s=60)
         working.cancel()
         await asyncio.wait([working])
         await embedder.aclose()
@@ -195,7 +195,7 @@ async def test_postgresql_killed_in_the_middle_of_a_write(
         assert again.url == server.url
         assert await queue_problems(url, HashEmbedder()) == []
         assert rows(url)["embeddings"] == done == 10
-        await until(lambda: not queued(url))
+        await until(lambda: not queued(url), within_s=60)
         working.cancel()
         await asyncio.wait([working])
         assert rows(url)["embeddings"] == 40
