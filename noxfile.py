@@ -18,7 +18,15 @@ from packaging.requirements import Requirement
 
 PYPROJECT = load_toml("pyproject.toml")
 PYTHONS = ["3.11", "3.12", "3.13"]
-UNRELATED_TO_SQLALCHEMY = ("bad_input", "cli", "embedded", "files", "openai_server")
+UNRELATED_TO_SQLALCHEMY = (
+    "bad_input",
+    "cli",
+    "embedded",
+    "files",
+    "openai_server",
+    "queue_commands",
+    "queue_faults",
+)
 UNWANTED = {"langchain", "langchain-core", "openai", "torch", "transformers"}
 
 nox.needs_version = ">=2025.2.9"

@@ -13,7 +13,6 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Integer,
-    Select,
     SmallInteger,
     TableValuedAlias,
     Text,
@@ -327,7 +326,7 @@ def list_jobs(tables: Tables, *, of_owner: bool, state: str | None) -> AnySelect
     """Read ``limit`` jobs behind ``offset``, the oldest first, with their documents' names."""
     jobs, documents = tables.embedding_jobs, tables.documents
     states = {name: _in_state(tables, name) for name in _STATES}
-    statement: Select[Any] = (
+    statement: AnySelect = (
         select(
             jobs.c.owner_id,
             jobs.c.document_id,

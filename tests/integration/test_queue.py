@@ -27,6 +27,7 @@ from integration.queue_checker import queue_problems
 from plugins.memories import MakeMemory, connections_in_use
 from plugins.server import with_driver
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from llmemory import (
     AsyncMemory,
@@ -270,6 +271,21 @@ class TestLeases:
         with pytest.raises(asyncio.CancelledError):
             await working
         assert jobs(database_url, "attempts, leased_until") == [(0, None)]
+
+    async def test_cancelled_at_any_moment_it_holds_nothing(
+        self, make_memory: MakeMemory, database_url: str
+    ) -> None:
+        memory = make_memory()
+        await leave(memory, "acme", "A text.")
+        for pause in range(0, 40, 3):
+            working = asyncio.create_task(memory.process_pending_embeddings())
+            for _ in range(pause):
+                await asyncio.sleep(0.0005)
+            working.cancel()
+            await asyncio.wait([working])
+            if not jobs(database_url):
+                await leave(memory, "acme", "A text.")
+            assert jobs(database_url, "attempts, leased_until") == [(0, None)]
 
 
 class TestFailures:
@@ -567,6 +583,23 @@ class TestWorker:
             )
             await until(lambda: not _listeners(driver_url))
             await leave(memory, "acme", "Text.")
+
+    async def test_a_pool_that_keeps_nothing_is_not_listened_on(
+        self, make_memory: MakeMemory, database_url: str
+    ) -> None:
+        """It may lend connections of another pool, which would miss one."""
+        engine = create_async_engine(
+            with_driver(database_url, "postgresql+asyncpg"), poolclass=NullPool
+        )
+        memory = make_memory(engine=engine, settings=EAGER)
+        await leave(memory, "acme", "Text.")
+        seen: list[int] = []
+        with anyio.fail_after(10):
+            await memory.run_worker(
+                should_stop=lambda: bool(seen),
+                on_progress=lambda progress: seen.append(_listeners(database_url)),
+            )
+        assert seen == [0]
 
     @pytest.mark.parametrize("two_phases", [False, True])
     async def test_what_is_to_be_prepared_does_not_notify(
