@@ -131,20 +131,24 @@ class DocumentAddResult(_Value):
     Attributes:
         status: "created"; "replaced" where the content was new; "unchanged" where the content
             was the same, so that nothing was split or embedded (name, type, dates and metadata
-            are brought up to date all the same).
+            are brought up to date all the same); "failed" where ``add_documents`` was asked to
+            collect errors and nothing of the document was stored.
+        document_id: Empty where it has failed.
         chunks_created: Chunks the document has now; 0 where it is unchanged.
         embeddings_created: Vectors computed by this call.
         embeddings_queued: Vectors left to ``process_pending_embeddings``.
         processing_time_ms: Milliseconds spent; in bulk, its batch's time shared evenly.
+        error: What was wrong, led by the name of the error's class; None unless it has failed.
     """
 
     document_id: str
     document_name: str
-    status: Literal["created", "replaced", "unchanged"]
+    status: Literal["created", "replaced", "unchanged", "failed"]
     chunks_created: int
     embeddings_created: int
     embeddings_queued: int
     processing_time_ms: float
+    error: str | None = None
 
 
 class Document(_Value):
@@ -382,14 +386,16 @@ class Progress(_Value):
     """How far a bulk call has come.
 
     Attributes:
-        documents: Documents written so far.
+        documents: Documents done with so far, failed ones included.
         chunks: Chunks written so far.
         total: Documents to write, or None where the iterable does not tell.
+        failed: Documents that could not be added, where errors are collected.
     """
 
     documents: int
     chunks: int
     total: int | None
+    failed: int = 0
 
 
 class MaintenanceProgress(_Value):

@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections import defaultdict
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    Awaitable,
-    Callable,
-    Generator,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
-from contextlib import aclosing, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Literal, TypeAlias
 from uuid import UUID
 
@@ -43,31 +30,42 @@ from llmemory.languages import AUTO
 from llmemory.settings import Settings
 from llmemory.spaces import Space
 from llmemory.store import Store, stored_document
-from llmemory.types import DocumentAddResult, HalfVectors, NewDocument, Progress
+from llmemory.types import DocumentAddResult, HalfVectors, NewDocument
 from llmemory.validation import CheckedDocument, checked_document
 
-__all__ = ["Documents", "Embed", "Writer"]
+__all__ = ["Embed", "Planned", "Prepared", "Writer"]
 
 Embed: TypeAlias = Literal["now", "later"]
-Documents: TypeAlias = (
-    Iterable[NewDocument | Mapping[str, Any]] | AsyncIterable[NewDocument | Mapping[str, Any]]
-)
-
-Key: TypeAlias = tuple[str, str]
-
 ATTEMPTS = 40
 FIRST_WAIT_S = 0.002
-BATCH_DOCUMENTS = 256
-BATCH_CHARACTERS = 1_000_000
 # Checking and splitting more text than this would hold up the event loop; a thread does it.
 INLINE_CHARACTERS = 50_000
-ITEMS_A_TURN = 64
-TURN_S = 0.05
+_RESULT_FIELDS = set(DocumentAddResult.model_fields)
 
 
 @dataclass
-class _Prepared:
-    """A batch on its way: planned and embedded, not yet written.
+class Planned:
+    """Documents on their way: split, not yet embedded.
+
+    Attributes:
+        texts: What is to be embedded.
+        known: Vectors that an attempt before has made.
+    """
+
+    documents: list[CheckedDocument]
+    plans: list[DocumentPlan]
+    texts: PlannedTexts
+    known: HalfVectors | None = None
+    started: float = field(default_factory=time.perf_counter)
+
+    def prepared(self, vectors: HalfVectors | None) -> Prepared:
+        """Return this with its vectors."""
+        return Prepared(self.documents, self.plans, self.texts.rows, vectors, self.started)
+
+
+@dataclass
+class Prepared:
+    """Documents on their way: split and embedded, not yet written.
 
     Attributes:
         rows: For each chunk to embed, in the order of the plans, which of the vectors it has.
@@ -78,7 +76,7 @@ class _Prepared:
     plans: list[DocumentPlan]
     rows: Sequence[int]
     vectors: HalfVectors | None
-    started: float = field(default_factory=time.perf_counter)
+    started: float
 
     def results(self, embed: Embed) -> list[DocumentAddResult]:
         """Return what was done, once it is written."""
@@ -121,12 +119,13 @@ class Writer:
         is_long = isinstance(given, str) and len(given) > INLINE_CHARACTERS
         # The detector of languages is loaded at its first use.
         if is_long or AUTO in {str(language).lower(), self._settings.language}:
-            return await anyio.to_thread.run_sync(self._check, document, index)
-        return self._check(document, index)
+            return await anyio.to_thread.run_sync(self.check_now, document, index)
+        return self.check_now(document, index)
 
-    def _check(
+    def check_now(
         self, document: NewDocument | Mapping[str, Any], index: int | None
     ) -> CheckedDocument:
+        """Return `document` checked, by this thread."""
         try:
             return checked_document(document, self._settings)
         except ValidationError as error:
@@ -135,10 +134,6 @@ class Writer:
             raise ValidationError(
                 f"Document {index}: {error}", field=error.field, index=index
             ) from None
-
-    def _check_all(self, documents: Sequence[NewDocument | Mapping[str, Any]]) -> None:
-        for index, document in enumerate(documents):
-            self._check(document, index)
 
     async def write(
         self, documents: list[CheckedDocument], *, embed: Embed, session: Session | None = None
@@ -154,7 +149,9 @@ class Writer:
             ConflictError: Concurrent changes won every time, or once within the caller's
                 transaction, which only the caller can begin anew.
         """
-        return await self._commit(await self._prepare(documents, embed, session), embed, session)
+        planned = await self.plan(documents, embed=embed, session=session)
+        prepared = await self.embed(planned, embed=embed)
+        return await self.commit(prepared, embed=embed, session=session)
 
     async def update(
         self,
@@ -173,7 +170,7 @@ class Writer:
         """
         started = time.perf_counter()
         attempt = 0
-        before: _Prepared | None = None
+        before: Prepared | None = None
         while True:
             attempt += 1
             async with self._database.connect(session) as connection:
@@ -201,136 +198,61 @@ class Writer:
                     chunks = await self._store.chunks_of(
                         connection, owner_id, [document_id], self._space.space_id
                     )
-            prepared = await self._planned([document], [stored], chunks, embed, before)
-            prepared.started = started
-            before = prepared
+            planned = await self._planned([document], [stored], chunks, before)
+            planned.started = started
+            before = prepared = await self.embed(planned, embed=embed)
             if await self._is_written(prepared, session, attempt):
                 return prepared.results(embed)[0]
 
-    async def stream(
-        self,
-        documents: Documents,
-        *,
-        embed: Embed,
-        on_progress: Callable[[Progress], Any] | None,
-        session: Session | None,
-    ) -> list[DocumentAddResult]:
-        """Write any number of documents in batches, the next being embedded while one is written.
-
-        Raises:
-            ValidationError: A document may not be stored. Of a sequence nothing is stored then;
-                of an iterator what came before it may be.
-        """
-        total = len(documents) if isinstance(documents, Sequence) else None
-        if isinstance(documents, Sequence) and not isinstance(documents, str):
-            await anyio.to_thread.run_sync(self._check_all, documents)
-        results: list[DocumentAddResult] = []
-        chunks = 0
-
-        async def commit(prepared: _Prepared) -> None:
-            nonlocal chunks
-            written = await self._commit(prepared, embed, session)
-            results.extend(written)
-            chunks += sum(result.chunks_created for result in written)
-            if on_progress is not None:
-                on_progress(Progress(documents=len(results), chunks=chunks, total=total))
-
-        if session is not None:
-            # One transaction is one connection: its statements cannot overlap.
-            async with aclosing(self._batches(documents)) as batches:
-                async for batch in batches:
-                    await commit(await self._prepare(batch, embed, session))
-            return results
-        await self._pipeline(documents, embed, commit)
-        return results
-
-    async def _pipeline(
-        self,
-        documents: Documents,
-        embed: Embed,
-        commit: Callable[[_Prepared], Awaitable[None]],
-    ) -> None:
-        """Prepare each batch while the one before it is committed."""
-        send, receive = anyio.create_memory_object_stream[_Prepared](0)
-        is_idle = anyio.Event()
-
-        async def produce() -> None:
-            nonlocal is_idle
-            before: frozenset[Key] = frozenset()
-            # The consumer has failed, and its error is the one to tell.
-            with send, suppress(anyio.BrokenResourceError):
-                async with aclosing(self._batches(documents)) as batches:
-                    async for batch in batches:
-                        keys = frozenset(filter(None, map(_key, batch)))
-                        if keys & before:
-                            # Looking for what is stored would miss what is being written.
-                            await is_idle.wait()
-                        prepared = await self._prepare(batch, embed, None)
-                        is_idle = anyio.Event()
-                        await send.send(prepared)
-                        before = keys
-
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(produce)
-                with receive:
-                    async for prepared in receive:
-                        await commit(prepared)
-                        is_idle.set()
-        except BaseExceptionGroup as group:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise asyncio.CancelledError from group
-            error = _first(group)
-            raise error from error.__cause__
-
-    async def _batches(self, documents: Documents) -> AsyncGenerator[list[CheckedDocument]]:
-        """Yield batches of bounded size, none with one key twice."""
-        batch: list[CheckedDocument] = []
-        keys: set[Key] = set()
-        characters = 0
-        index = 0
-        async with aclosing(_asynchronous(documents)) as items:
-            async for document in items:
-                checked = await self.check(document, index)
-                index += 1
-                key = _key(checked)
-                if batch and (
-                    key in keys
-                    or len(batch) >= BATCH_DOCUMENTS
-                    or characters + len(checked.content) > BATCH_CHARACTERS
-                ):
-                    yield batch
-                    batch, keys, characters = [], set(), 0
-                batch.append(checked)
-                characters += len(checked.content)
-                if key is not None:
-                    keys.add(key)
-        if batch:
-            yield batch
-
-    async def _prepare(
+    async def plan(
         self,
         documents: list[CheckedDocument],
+        *,
         embed: Embed,
-        session: Session | None,
-        before: _Prepared | None = None,
-    ) -> _Prepared:
-        """Plan and embed; texts that an attempt `before` has embedded are not embedded again."""
+        session: Session | None = None,
+        before: Prepared | None = None,
+    ) -> Planned:
+        """Split `documents` and find out which of their texts are to be embedded.
+
+        Args:
+            documents: No two with the same owner and external_id.
+            embed: "now", or "later" to leave jobs.
+            session: The caller's transaction to read in.
+            before: What an attempt before has embedded is not embedded again.
+        """
         started = time.perf_counter() if before is None else before.started
         stored, chunks = await self._read_stored(documents, embed, session)
-        prepared = await self._planned(documents, stored, chunks, embed, before)
-        prepared.started = started
-        return prepared
+        planned = await self._planned(documents, stored, chunks, before)
+        planned.started = started
+        return planned
+
+    async def embed(self, planned: Planned, *, embed: Embed) -> Prepared:
+        """Make the vectors of what is planned, or none where they are left for later.
+
+        Raises:
+            EmbeddingError: The embedder failed.
+        """
+        if embed == "later":
+            return planned.prepared(None)
+        vectors = await embed_checked(
+            self._embedder,
+            planned.texts.new,
+            purpose="document",
+            batch_size=self._settings.embedding_batch_size,
+        )
+        if planned.known is not None:
+            import numpy as np
+
+            vectors = np.concatenate([planned.known, vectors])
+        return planned.prepared(vectors)
 
     async def _planned(
         self,
         documents: list[CheckedDocument],
         stored: list[StoredDocument | None],
         chunks: dict[UUID, StoredChunks],
-        embed: Embed,
-        before: _Prepared | None = None,
-    ) -> _Prepared:
+        before: Prepared | None = None,
+    ) -> Planned:
         known = before.vectors if before is not None else None
 
         def plan() -> tuple[list[DocumentPlan], PlannedTexts]:
@@ -352,19 +274,7 @@ class Writer:
             plans, texts = await anyio.to_thread.run_sync(plan)
         else:
             plans, texts = plan()
-        if embed == "later":
-            return _Prepared(documents, plans, texts.rows, None)
-        vectors = await embed_checked(
-            self._embedder,
-            texts.new,
-            purpose="document",
-            batch_size=self._settings.embedding_batch_size,
-        )
-        if known is not None:
-            import numpy as np
-
-            vectors = np.concatenate([known, vectors])
-        return _Prepared(documents, plans, texts.rows, vectors)
+        return Planned(documents, plans, texts, known)
 
     async def _read_stored(
         self, documents: list[CheckedDocument], embed: Embed, session: Session | None
@@ -393,16 +303,24 @@ class Writer:
                     )
         return found, chunks
 
-    async def _commit(
-        self, prepared: _Prepared, embed: Embed, session: Session | None
+    async def commit(
+        self, prepared: Prepared, *, embed: Embed, session: Session | None = None
     ) -> list[DocumentAddResult]:
+        """Write what is prepared in one transaction, planned anew where another call came first.
+
+        Raises:
+            ConflictError: Concurrent changes won every time.
+        """
         attempt = 1
         while not await self._is_written(prepared, session, attempt):
             attempt += 1
-            prepared = await self._prepare(prepared.documents, embed, session, prepared)
+            planned = await self.plan(
+                prepared.documents, embed=embed, session=session, before=prepared
+            )
+            prepared = await self.embed(planned, embed=embed)
         return prepared.results(embed)
 
-    async def _is_written(self, prepared: _Prepared, session: Session | None, attempt: int) -> bool:
+    async def _is_written(self, prepared: Prepared, session: Session | None, attempt: int) -> bool:
         """Write; return False where what it was planned for has changed, to be planned anew."""
         plans = [plan for plan in prepared.plans if not plan.writes_nothing]
         if not plans:
@@ -433,7 +351,9 @@ def _is_to_do(document: CheckedDocument, stored: StoredDocument, embed: Embed) -
 
 def _result(plan: DocumentPlan, embed: Embed, spent_ms: float) -> DocumentAddResult:
     wanting = plan.to_embed_count
-    return DocumentAddResult(
+    # Not checked again, and with one set of fields for all: a bulk call returns very many.
+    return DocumentAddResult.model_construct(
+        _RESULT_FIELDS,
         document_id=str(plan.document_id),
         document_name=plan.document.document_name,
         status=plan.status,
@@ -441,64 +361,5 @@ def _result(plan: DocumentPlan, embed: Embed, spent_ms: float) -> DocumentAddRes
         embeddings_created=wanting if embed == "now" else 0,
         embeddings_queued=wanting if embed == "later" else 0,
         processing_time_ms=spent_ms,
+        error=None,
     )
-
-
-def _key(document: CheckedDocument) -> Key | None:
-    external_id = document.external_id
-    return None if external_id is None else (document.owner_id, external_id)
-
-
-def _first(group: BaseExceptionGroup[Any]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-async def _asynchronous(
-    documents: Documents,
-) -> AsyncGenerator[NewDocument | Mapping[str, Any]]:
-    """Yield the documents one by one; a generator that is left half-read is closed."""
-    if isinstance(documents, AsyncGenerator):
-        async with aclosing(documents):
-            async for document in documents:
-                yield document
-        return
-    if isinstance(documents, AsyncIterable):
-        async for document in documents:
-            yield document
-        return
-    if isinstance(documents, Mapping | str) or not isinstance(documents, Iterable):
-        raise ValidationError(
-            "documents must be an iterable of NewDocument or mappings, "
-            f"not {type(documents).__name__}.",
-            field="documents",
-        )
-    if isinstance(documents, Sequence):
-        for document in documents:
-            yield document
-        return
-    # The caller's own code may read files or a database: a worker thread runs it.
-    iterator = iter(documents)
-    try:
-        while taken := await anyio.to_thread.run_sync(_taken, iterator):
-            for document in taken:
-                yield document
-    finally:
-        if isinstance(iterator, Generator):
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(iterator.close)
-
-
-def _taken(
-    documents: Iterator[NewDocument | Mapping[str, Any]],
-) -> list[NewDocument | Mapping[str, Any]]:
-    """Take some of `documents`, and no more once that lasts: a thread cannot be interrupted."""
-    until = time.perf_counter() + TURN_S
-    taken = []
-    for document in islice(documents, ITEMS_A_TURN):
-        taken.append(document)
-        if time.perf_counter() > until:
-            break
-    return taken

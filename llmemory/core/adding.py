@@ -8,13 +8,14 @@ from typing import Any
 from uuid import UUID
 
 from llmemory import files
+from llmemory.bulk import Bulk, Documents, OnError
 from llmemory.core.lifecycle import Lifecycle
 from llmemory.database import Session
 from llmemory.errors import ValidationError
 from llmemory.maintenance import analyze_after_bulk
 from llmemory.types import DocumentAddResult, DocumentType, Identifier, Moment, Progress
 from llmemory.validation import checked_identifier, document_uuid
-from llmemory.writer import Documents, Embed, Writer
+from llmemory.writer import Embed, Writer
 
 
 class Adding(Lifecycle):
@@ -86,15 +87,24 @@ class Adding(Lifecycle):
         *,
         embed: Embed | None = None,
         on_progress: Callable[[Progress], Any] | None = None,
+        on_error: OnError = "raise",
         session: Session | None = None,
     ) -> list[DocumentAddResult]:
         """Store many documents, in batches that each are one transaction.
 
+        While two batches are written, the next is embedded and the one after it split. Memory
+        stays bounded, but for the results. With ``external_id``, a call that was broken off can
+        simply be made again: what it has stored is found unchanged and not embedded again.
+
         Args:
             documents: NewDocument models, or mappings with the arguments of ``add_document``,
-                ``owner_id`` included, from any iterable or async iterable. Memory stays bounded.
+                ``owner_id`` included, from any iterable or async iterable.
             embed: As in ``add_document``.
             on_progress: Called after each batch.
+            on_error: "raise" ends the call at the first document that cannot be added; "collect"
+                goes on, and that one's result has the status "failed" and the ``error``. This is
+                for documents: a database or a provider that fails ends the call all the same, and
+                so does an embedder that refuses all of the first batch.
             session: Your transaction to write all of them in; you commit.
 
         Returns:
@@ -106,10 +116,16 @@ class Adding(Lifecycle):
             EmbeddingError: The embedder failed; batches before are stored.
             StorageError: The database failed; batches before are stored.
         """
-        writer = await self._writer()
-        results = await writer.stream(
-            documents, embed=_embed(embed, session), on_progress=on_progress, session=session
+        if on_error not in ("raise", "collect"):
+            raise ValidationError('on_error must be "raise" or "collect".', field="on_error")
+        bulk = Bulk(
+            await self._writer(),
+            embed=_embed(embed, session),
+            on_error=on_error,
+            on_progress=on_progress,
+            session=session,
         )
+        results = await bulk.run(documents)
         if session is None:
             await analyze_after_bulk(self._database, self._tables, results)
         return results
