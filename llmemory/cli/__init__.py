@@ -13,7 +13,7 @@ def main() -> int:
         from llmemory.cli.app import run
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in {"cyclopts", "rich"}:
+        if missing not in {"cyclopts", "pathspec", "rich"}:
             raise
         sys.stderr.write(f'error: the command line needs {missing}; run: pip install ".[cli]"\n')
         return 1

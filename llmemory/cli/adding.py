@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import anyio.to_thread
 from cyclopts import Parameter
@@ -24,8 +23,10 @@ from rich.progress import (
 from rich.text import Text
 
 from llmemory import files
+from llmemory.cli.folders import Patterns, Source, find_sources, printable
+from llmemory.cli.pruning import find_gone, remove_gone
 from llmemory.cli.running import GivenSettings, with_memory
-from llmemory.cli.terminal import output, print_error, print_remark, remarks
+from llmemory.cli.terminal import confirmed, output, print_error, print_remark, remarks
 from llmemory.errors import ValidationError
 from llmemory.languages import AUTO, LANGUAGES
 from llmemory.metadata import is_blank
@@ -37,21 +38,9 @@ from llmemory.validation import checked_document, checked_identifier
 if TYPE_CHECKING:
     from llmemory.core import AsyncMemory
 
-__all__ = ["Addition", "Source", "add", "add_sources"]
+__all__ = ["Addition", "add", "add_sources"]
 
 CHOSEN_LANGUAGE = Parameter(choices=(AUTO, *LANGUAGES), show_choices=False)
-
-
-class Source(NamedTuple):
-    """A file to add.
-
-    Attributes:
-        external_id: What adding it again replaces; None takes the absolute path.
-    """
-
-    path: Path
-    name: str
-    external_id: str | None = None
 
 
 @dataclass
@@ -61,14 +50,19 @@ class Addition:
     results: list[DocumentAddResult] = field(default_factory=list)
     failed: int = 0
     skipped: int = 0
+    removed: int = 0
 
     def summary(self) -> str:
         """Return the counts as one line."""
         count = Counter(result.status for result in self.results)
-        skipped = f", {self.skipped} skipped" if self.skipped else ""
+        others = "".join(
+            f", {number} {name}"
+            for name, number in (("skipped", self.skipped), ("removed", self.removed))
+            if number
+        )
         return (
             f"{count['created']} created, {count['replaced']} replaced, "
-            f"{count['unchanged']} unchanged, {self.failed} failed{skipped}"
+            f"{count['unchanged']} unchanged, {self.failed} failed{others}"
         )
 
 
@@ -81,6 +75,12 @@ def add(
         str | None, Parameter(choices=(AUTO, *LANGUAGES), show_choices=False)
     ] = None,
     document_type: Annotated[DocumentType | None, Parameter(name="--type")] = None,
+    glob: list[str] | None = None,
+    ignore: list[str] | None = None,
+    prune: bool = False,
+    dry_run: bool = False,
+    yes: bool = False,
+    force: bool = False,
     settings: GivenSettings,
 ) -> int:
     """Add files, and folders of them, so that they can be searched.
@@ -99,20 +99,32 @@ def add(
         language: Language of the texts, such as german, for the search by words; the default is
             the setting LLMEMORY_LANGUAGE.
         document_type: What kind of texts they are; the default is told by the file's ending.
+        glob: Take the files of folders that match this pattern, in place of those above; written
+            as in .gitignore, relative to the folder. May be given several times.
+        ignore: Leave out the files and subfolders that match this pattern. May be given several
+            times.
+        prune: Then remove the documents that came from these folders and whose files are gone.
+        dry_run: Only print what would be added and removed.
+        yes: Remove without asking.
+        force: Remove even where nothing would be left of a folder, which is refused otherwise:
+            its disk could just not be mounted.
         settings: What the global options and the environment say.
     """
     checked_identifier(owner, "owner_id", settings)
     unreadable: list[str] = []
-    sources = find_sources(paths, on_unreadable=unreadable.append)
+    found = find_sources(paths, Patterns(glob or (), ignore or ()), on_unreadable=unreadable.append)
     for problem in unreadable:
         print_error(problem)
     addition = Addition(failed=len(unreadable))
-    if sources:
+    if found.sources and dry_run:
+        for source in found.sources:
+            output.print(f"would add {printable(str(source.path))}", soft_wrap=True)
+    elif found.sources:
         with_memory(
             settings,
             partial(
                 add_sources,
-                sources=sources,
+                sources=found.sources,
                 addition=addition,
                 owner=owner,
                 language=language,
@@ -120,43 +132,42 @@ def add(
             ),
         )
     elif not unreadable:
-        names = " ".join(sorted(f"*{suffix}" for suffix in files.folder_suffixes()))
-        remarks.print(f"No file named {names} found.")
-    output.print(addition.summary())
+        names = ", ".join(glob or sorted(f"*{suffix}" for suffix in files.folder_suffixes()))
+        remarks.print(f"No file named {names} found.", soft_wrap=True)
+    if prune:
+        _prune(found.folders, addition, owner, settings, dry_run=dry_run, yes=yes, force=force)
+    if not dry_run:
+        output.print(addition.summary())
     return 1 if addition.failed else 0
 
 
-def find_sources(paths: Iterable[Path], *, on_unreadable: Callable[[str], None]) -> list[Source]:
-    """Return the files that `paths` name or contain, each once.
-
-    Args:
-        paths: Files, taken as they are, and folders, searched for those that can be read.
-        on_unreadable: Called with the reason for each folder that cannot be read.
-    """
-
-    def refuse(error: OSError) -> None:
-        on_unreadable(f"{error.filename} cannot be read: {error.strerror}.")
-
-    found: dict[str, Source] = {}
-    suffixes = files.folder_suffixes()
-    for path in paths:
-        if not path.is_dir():
-            found.setdefault(os.path.realpath(path), Source(path, files.name_of(path)))
+def _prune(
+    folders: Sequence[Path],
+    addition: Addition,
+    owner: str,
+    settings: Settings,
+    *,
+    dry_run: bool,
+    yes: bool,
+    force: bool,
+) -> None:
+    for gone in with_memory(settings, partial(find_gone, owner=owner, folders=folders)):
+        count = len(gone.external_ids)
+        if not count:
             continue
-        top = Path(os.path.realpath(path))
-        for folder, subfolders, names in os.walk(top, onerror=refuse):
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            for name in sorted(names):
-                file = Path(folder, name)
-                is_wanted = file.suffix.lower() in suffixes and not name.startswith(".")
-                if is_wanted and file.is_file():
-                    shown = file.relative_to(top.parent).as_posix()
-                    found.setdefault(os.path.realpath(file), Source(file, _printable(shown)))
-    return list(found.values())
-
-
-def _printable(path: str) -> str:
-    return path.encode(errors="surrogateescape").decode(errors="replace")
+        if dry_run:
+            for external_id in gone.external_ids:
+                output.print(f"would remove {printable(external_id)}", soft_wrap=True)
+        elif gone.is_everything and not force:
+            addition.failed += 1
+            print_error(
+                f"All {count} documents from {gone.folder} would go; none was removed. If the "
+                "files are gone indeed, and the disk is mounted, say --force."
+            )
+        elif yes or confirmed(f"Remove {count} documents whose files in {gone.folder} are gone?"):
+            addition.removed += with_memory(settings, partial(remove_gone, owner=owner, gone=gone))
+        else:
+            remarks.print(f"{count} documents whose files are gone were kept.")
 
 
 async def add_sources(
@@ -178,6 +189,7 @@ async def add_sources(
         language: As in ``AsyncMemory.add_document``.
         document_type: None tells it by each file's ending.
     """
+    added: list[Path] = []
     read = partial(
         _read,
         owner=owner,
@@ -210,12 +222,20 @@ async def add_sources(
                 else:
                     if document is None:
                         addition.skipped += 1
-                        print_remark(f"{_printable(str(source.path))} is empty; skipped.")
+                        print_remark(f"{printable(str(source.path))} is empty; skipped.")
                         show_progress()
                     else:
+                        added.append(source.path)
                         yield document
 
-        addition.results = await memory.add_documents(documents(), on_progress=on_progress)
+        results = await memory.add_documents(
+            documents(), on_progress=on_progress, on_error="collect"
+        )
+    for path, result in zip(added, results, strict=True):
+        if result.error is not None:
+            addition.failed += 1
+            print_error(f"{printable(str(path))}: {result.error}")
+    addition.results = [result for result in results if result.error is None]
 
 
 def _read(
@@ -244,7 +264,7 @@ def _read(
         language=language,
     )
     try:
-        # A bulk call ends at the first document it refuses; here the others go on.
+        # Told at once, and by the file's path.
         checked_document(document, settings)
     except ValidationError as error:
         raise ValidationError(f"{source.path}: {error}", field=error.field) from None

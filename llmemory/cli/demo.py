@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmemory.cli.adding import Addition, Source, add_sources
+from llmemory.cli.adding import Addition, add_sources
+from llmemory.cli.folders import Source
 from llmemory.cli.running import GivenSettings, with_memory
 from llmemory.cli.terminal import output, print_hits, remarks
 from llmemory.errors import ConfigurationError

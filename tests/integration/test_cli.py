@@ -127,7 +127,7 @@ def test_every_command_explains_itself(name: str, run: Run) -> None:
     assert "settings" not in text
 
 
-@pytest.mark.parametrize("missing", ["cyclopts", "rich"])
+@pytest.mark.parametrize("missing", ["cyclopts", "pathspec", "rich"])
 def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
     code = f"import sys; sys.modules['{missing}'] = None; import llmemory.cli as cli; " + (
         "sys.exit(cli.main())"
