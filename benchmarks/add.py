@@ -1,10 +1,12 @@
 """How fast documents are added, beside hand-written asyncpg filling the same tables.
 
 Both sides split nothing, hash the content, call the same embedder and fill the same columns and
-indexes; they take turns, so that a change of the machine's speed meets both.
+indexes; they take turns, so that a change of the machine's speed meets both. The figures are
+medians. By hand one connection writes; a bulk call writes with two, and with what it needs to
+tell the planner of many new rows.
 
 Run: python benchmarks/add.py [--collection FOLDER] [--passages 2000] [--dimensions 256]
-     [--database-url postgresql://...]
+     [--index] [--rounds 3] [--bulk-only] [--database-url postgresql://...]
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from llmemory import AsyncMemory, Settings
 OURS, BY_HAND = "bench_ours", "bench_by_hand"
 OWNER = "bench"
 BATCH = 256
-ROUNDS = 3
+INDEXED = 1000
 
 DOCUMENT_COLUMNS = (
     "owner_id document_id document_name document_type language metadata content_hash content "
@@ -116,20 +118,28 @@ class ByHand:
 
 
 async def measured(
-    name: str, ours: Callable[[], Awaitable[Any]], hand: Callable[[], Awaitable[Any]], count: int
+    name: str,
+    ours: Callable[[], Awaitable[Any]],
+    hand: Callable[[], Awaitable[Any]],
+    *,
+    count: int,
+    rounds: int,
 ) -> None:
-    """Print passages per second of both and the median ratio of the rounds."""
-    ratios = []
-    for _ in range(ROUNDS):
+    """Print passages per second of both and the ratio, medians of the rounds."""
+    speeds: list[tuple[float, float]] = []
+    for _ in range(rounds):
         times = []
         for side in (ours, hand):
             started = time.perf_counter()
             await side()
             times.append(time.perf_counter() - started)
-        ratios.append(times[1] / times[0])
+        speeds.append((count / times[0], count / times[1]))
+    medians = [statistics.median(column) for column in zip(*speeds, strict=True)]
+    ratio = statistics.median(fast / slow for fast, slow in speeds)
     print(
-        f"{name:12} llmemory {count / times[0]:7.0f}/s   asyncpg by hand {count / times[1]:7.0f}/s"
-        f"   ratio {statistics.median(ratios):.2f}"
+        f"{name:12} llmemory {medians[0]:7.0f}/s   asyncpg by hand {medians[1]:7.0f}/s"
+        f"   ratio {ratio:.2f}",
+        flush=True,
     )
 
 
@@ -137,7 +147,7 @@ async def main(arguments: argparse.Namespace) -> None:
     """Measure one by one and in bulk."""
     texts = passages(arguments.collection, arguments.passages)
     embedder = FastEmbedder(arguments.dimensions)
-    settings = Settings(chunk_size=100_000, embedding_batch_size=BATCH)
+    settings = Settings(chunk_size=100_000, embedding_batch_size=BATCH, hnsw_owner_vectors=INDEXED)
     url = arguments.database_url
     if url is None:
         from llmemory import embedded
@@ -145,7 +155,7 @@ async def main(arguments: argparse.Namespace) -> None:
         url = embedded.start().url
     async with (
         AsyncMemory(url, schema=OURS, embedder=embedder, settings=settings) as memory,
-        AsyncMemory(url, schema=BY_HAND, embedder=embedder, settings=settings),
+        AsyncMemory(url, schema=BY_HAND, embedder=embedder, settings=settings) as other,
     ):
         connection = await asyncpg.connect(url)
         await connection.set_type_codec(
@@ -175,9 +185,22 @@ async def main(arguments: argparse.Namespace) -> None:
             await emptied(BY_HAND)
             await hand.bulk(texts)
 
-        print(f"{len(texts)} passages, {arguments.dimensions} dimensions, {ROUNDS} rounds")
-        await measured("bulk", ours_bulk, hand_bulk, len(texts))
-        await measured("one by one", ours_one_by_one, hand_one_by_one, len(texts))
+        if arguments.index:
+            # It stays when the tables are emptied.
+            for schema, each in ((OURS, memory), (BY_HAND, other)):
+                await each.add_documents(
+                    {"owner_id": OWNER, "document_name": "x", "content": f"text {number}"}
+                    for number in range(INDEXED)
+                )
+                assert (await each.maintain()).indexes_built == 1, schema
+        print(
+            f"{len(texts)} passages, {arguments.dimensions} dimensions, "
+            f"{'with' if arguments.index else 'without'} HNSW index, {arguments.rounds} rounds"
+        )
+        given = {"count": len(texts), "rounds": arguments.rounds}
+        await measured("bulk", ours_bulk, hand_bulk, **given)
+        if not arguments.bulk_only:
+            await measured("one by one", ours_one_by_one, hand_one_by_one, **given)
         await connection.execute(f"DROP SCHEMA {OURS} CASCADE")
         await connection.execute(f"DROP SCHEMA {BY_HAND} CASCADE")
         await connection.close()
@@ -194,6 +217,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--collection", type=Path, help="folder with corpus.jsonl")
     parser.add_argument("--passages", type=int, default=2000)
     parser.add_argument("--dimensions", type=int, default=256)
+    parser.add_argument("--index", action="store_true", help="with an HNSW index")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--bulk-only", action="store_true", help="not one by one")
     parser.add_argument("--database-url", help="default: the embedded server")
     return parser.parse_args()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from importlib.metadata import version
 from typing import Any
 
@@ -12,16 +13,20 @@ import tiktoken
 TOGETHER = 10
 
 
-class Words:
+class Pieces:
     """Stands in for the tokenizer, whose data the package would download."""
 
-    def encode(self, text: str, **options: Any) -> list[int]:
-        """Return about as many tokens."""
-        return [0] * (len(text) // 4)
+    def encode(self, text: str, **options: Any) -> list[str]:
+        """Return the words: a passage is one chunk, as in the others."""
+        return re.findall(r"\s*\S+|\s+", text)
+
+    def decode(self, tokens: list[str]) -> str:
+        """Return the text."""
+        return "".join(tokens)
 
 
 os.environ["OPENAI_API_KEY"] = "none"
-tiktoken.encoding_for_model = lambda *names: Words()  # type: ignore[assignment,return-value]
+tiktoken.encoding_for_model = lambda *names: Pieces()  # type: ignore[assignment,return-value]
 
 from llmemory.config import ChunkingConfig, LLMemoryConfig  # noqa: E402
 from llmemory.embedding_providers import EmbeddingProvider  # noqa: E402
@@ -88,7 +93,7 @@ class Peer:
         hits = await self._memory.search(
             "peer", query, limit=10, query_expansion=False, rerank=False
         )
-        return [self._names[beginning(hit.content)] for hit in hits]
+        return list(dict.fromkeys(self._names[beginning(hit.content)] for hit in hits))
 
     async def stop(self) -> None:
         """Close."""

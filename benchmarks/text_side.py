@@ -1,0 +1,81 @@
+"""What the search by words costs a write, beside PostgreSQL's own to_tsvector of the same text.
+
+The server computes each expression for every passage and returns one row; least times of the
+rounds, since other work on the machine only ever adds. The last line is what is left to gain: the
+text analysed once for both columns, which generated columns cannot do, as each stands alone.
+
+Run: python benchmarks/text_side.py [--collection FOLDER] [--passages 2000] [--rounds 5]
+     [--database-url postgresql://...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from pathlib import Path
+
+import asyncpg
+from passages import passages
+
+from llmemory import AsyncMemory, HashEmbedder
+
+SCHEMA = "bench_text_side"
+WORDS = f"{SCHEMA}.search_vector(language, content)"
+TERMS = f"count({SCHEMA}.lexical_terms(owner_id, {{}}))"
+WEIGHTS = f"count({SCHEMA}.lexical_weights({{}}))"
+MEASURED = {
+    "to_tsvector": "count(to_tsvector('english', content))",
+    "column terms": TERMS.format(WORDS),
+    "column lexical": WEIGHTS.format(WORDS),
+    "both columns": f"{TERMS.format(WORDS)}, {WEIGHTS.format(WORDS)}",
+    "both, analysed once": f"{TERMS.format('words')}, {WEIGHTS.format('words')}",
+}
+
+
+async def main(arguments: argparse.Namespace) -> None:
+    """Print each expression's time a passage and its ratio to to_tsvector's."""
+    texts = passages(arguments.collection, arguments.passages)
+    url = arguments.database_url
+    if url is None:
+        from llmemory import embedded
+
+        url = embedded.start().url
+    async with AsyncMemory(url, schema=SCHEMA, embedder=HashEmbedder()):
+        connection = await asyncpg.connect(url)
+        # Writing compiles nothing.
+        await connection.execute("SET jit = off")
+        await connection.execute("CREATE TEMPORARY TABLE given (owner_id text, content text)")
+        await connection.copy_records_to_table(
+            "given", columns=["owner_id", "content"], records=[("bench", text) for text in texts]
+        )
+        await connection.execute("ANALYZE given")
+        least: dict[str, float] = {}
+        for _ in range(arguments.rounds):
+            for name, expression in MEASURED.items():
+                rows = "SELECT *, 'english' AS language FROM given"
+                if "words" in expression:
+                    rows = f"SELECT *, {WORDS} AS words FROM ({rows}) AS text OFFSET 0"
+                started = time.perf_counter()
+                await connection.fetch(f"SELECT {expression} FROM ({rows}) AS text")
+                spent_ms = (time.perf_counter() - started) * 1000 / len(texts)
+                least[name] = min(least.get(name, spent_ms), spent_ms)
+        print(f"{len(texts)} passages, {arguments.rounds} rounds")
+        for name, spent_ms in least.items():
+            print(f"{name:<20}{spent_ms:8.3f} ms{spent_ms / least['to_tsvector']:8.2f} x")
+        await connection.execute(f"DROP SCHEMA {SCHEMA} CASCADE")
+        await connection.close()
+
+
+def arguments() -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--collection", type=Path, help="folder with corpus.jsonl")
+    parser.add_argument("--passages", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--database-url", help="default: the embedded server")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(arguments()))
