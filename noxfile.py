@@ -138,8 +138,16 @@ def servers(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run the benchmarks: all, or the files named behind ``--``."""
     install(session, "test")
-    for file in session.posargs or sorted(map(str, Path("benchmarks").glob("[!_]*.py"))):
+    files = {str(file) for file in Path("benchmarks").glob("[!_]*.py")}
+    for file in session.posargs or sorted(files - {"benchmarks/peers.py"}):
         session.run("python", file)
+
+
+@nox.session(default=False)
+def peers(session: nox.Session) -> None:
+    """Compare with other libraries, each installed from the index in an environment of its own."""
+    install(session, "test", "uv")
+    session.run("python", "benchmarks/peers.py", *session.posargs)
 
 
 def install(

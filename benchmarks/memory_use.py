@@ -4,7 +4,7 @@ Each run is a process of its own, whose passages come from a generator. What is 
 its result, some 600 bytes.
 
 Run: python benchmarks/memory_use.py [--passages 10000,100000] [--dimensions 256]
-     --database-url postgresql://...
+     [--database-url postgresql://...]
 """
 
 from __future__ import annotations
@@ -63,12 +63,17 @@ async def add(count: int, dimensions: int, url: str) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Run each size in a process of its own and print the ratio of the last to the first."""
+    url = arguments.database_url
+    if url is None:
+        from llmemory import embedded
+
+        url = embedded.start().url
     print(f"{'passages':>9}  {'at start':>9}  {'largest':>9}  {'took':>7}")
     sizes = []
     for count in arguments.passages.split(","):
         command = [sys.executable, __file__, "--one", count]
         command += ["--dimensions", str(arguments.dimensions)]
-        command += ["--database-url", arguments.database_url]
+        command += ["--database-url", url]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         passages, before, after, spent_s = done.stdout.split()
         sizes.append(int(after))
@@ -82,7 +87,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--passages", default="10000,100000", help="numbers with commas between")
     parser.add_argument("--one", type=int, help="add this many in this process")
     parser.add_argument("--dimensions", type=int, default=256)
-    parser.add_argument("--database-url", required=True)
+    parser.add_argument("--database-url", help="default: the embedded server")
     return parser.parse_args()
 
 
