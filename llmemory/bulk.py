@@ -211,7 +211,7 @@ class Bulk:
     async def _write(self, batch: _Batch, prepared: Prepared) -> None:
         try:
             results = await self._writer.commit(prepared, embed=self._embed, session=self._session)
-        except StorageError as error:
+        except (StorageError, EmbeddingError) as error:
             if not self._is_about_a_document(error):
                 raise
             if len(batch.documents) == 1:
@@ -222,7 +222,8 @@ class Bulk:
             return
         for half in batch.halves():
             planned = await self._plan(half, before=prepared)
-            await self._write(half, await self._writer.embed(planned, embed=self._embed))
+            for part, again in await self._embedded(half, planned):
+                await self._write(part, again)
 
     def _is_about_a_document(self, error: LLMemoryError) -> bool:
         """Return whether the others may go on after `error`."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
+from llmemory.types import Document, DocumentType
+
 if TYPE_CHECKING:
     from llmemory.core import AsyncMemory
 
@@ -41,21 +43,32 @@ class Gone:
 async def find_gone(memory: AsyncMemory, owner: str, folders: Sequence[Path]) -> list[Gone]:
     """Return, for each folder, the owner's documents that were added from it and are gone.
 
-    A document belongs to a folder if its external_id is a path below it, which is what adding a
-    file gives it. One whose file is there but no longer chosen by the patterns is not gone, and
-    neither is one whose file cannot be looked at.
+    A document belongs to a folder if its external_id is a path below it and its name that of the
+    file, or an e-mail's subject, which is what adding a file gives it: an application may use ids
+    of its own that look like paths. One whose file is there but no longer chosen by the patterns
+    is not gone, and neither is one whose file cannot be looked at.
     """
     below = {f"{folder.as_posix().rstrip('/')}/": Gone(folder) for folder in folders}
     offset = 0
     while below:
         limit = min(DOCUMENTS_A_PAGE, memory.settings.max_limit)
         page = await memory.list_documents(owner, limit=limit, offset=offset)
-        keys = [document.external_id for document in page.documents if document.external_id]
+        keys = [
+            document.external_id
+            for document in page.documents
+            if document.external_id is not None and _is_of_file(document, document.external_id)
+        ]
         await anyio.to_thread.run_sync(_sort, keys, below)
         if not page.has_more:
             break
         offset += limit
     return list(below.values())
+
+
+def _is_of_file(document: Document, external_id: str) -> bool:
+    return document.document_type is DocumentType.EMAIL or document.document_name.endswith(
+        external_id.rpartition("/")[2]
+    )
 
 
 def _sort(external_ids: Sequence[str], below: dict[str, Gone]) -> None:

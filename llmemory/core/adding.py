@@ -104,7 +104,7 @@ class Adding(Lifecycle):
             on_error: "raise" ends the call at the first document that cannot be added; "collect"
                 goes on, and that one's result has the status "failed" and the ``error``. This is
                 for documents: a database or a provider that fails ends the call all the same, and
-                so does an embedder that refuses all of the first batch.
+                so does an embedder that refuses all of several documents before it took any.
             session: Your transaction to write all of them in; you commit.
 
         Returns:
@@ -112,9 +112,9 @@ class Adding(Lifecycle):
 
         Raises:
             ValidationError: A document may not be stored; ``index`` tells which. Of a list
-                nothing is stored then; of an iterator, batches before it are.
-            EmbeddingError: The embedder failed; batches before are stored.
-            StorageError: The database failed; batches before are stored.
+                nothing is stored then; of an iterator, batches before it may be.
+            EmbeddingError: The embedder failed; batches before may be stored, each whole.
+            StorageError: The database failed; other batches may be stored, each whole.
         """
         if on_error not in ("raise", "collect"):
             raise ValidationError('on_error must be "raise" or "collect".', field="on_error")

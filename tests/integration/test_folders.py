@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import pytest
 from integration.helpers import fetch
 
+from llmemory import HashEmbedder, Memory
 from llmemory.cli import main
 
 
@@ -84,13 +85,16 @@ def test_a_pattern_that_cannot_be_read(run: Run, folder: Path) -> None:
 
 
 def test_prune_removes_what_is_gone_and_nothing_else(
-    run: Run, folder: Path, tmp_path: Path
+    run: Run, folder: Path, tmp_path: Path, database_url: str
 ) -> None:
     beside = tmp_path / "wiki-old" / "x.md"
     beside.parent.mkdir()
     beside.write_text("Beside the folder.")
     run("add", folder, folder / "tool.py", beside)
     run("add", folder / "a.md", "--owner", "other")
+    with Memory(database_url, embedder=HashEmbedder()) as memory:
+        # An application's own, by an id that looks like a path.
+        memory.add_document("default", "Bed", "A bed.", external_id=f"{folder}/products/1")
     beside.unlink()
     (folder / "a.md").unlink()
     (folder / "drafts" / "c.md").unlink()
@@ -100,13 +104,13 @@ def test_prune_removes_what_is_gone_and_nothing_else(
     assert {line for line in said.splitlines() if line.startswith("would remove")} == {
         f"would remove {folder / name}" for name in ("drafts/c.md", "a.md")
     }
-    assert len(names(run)) == 7
+    assert len(names(run)) == 8
     assert "2 documents whose files are gone were kept" in run("add", folder, "--prune", answer="n")
     # Left out by a pattern is not gone: its file is there.
     said = run("add", folder, "--prune", "--ignore", "*.txt", answer="y\n")
     assert "0 created, 0 replaced, 2 unchanged, 0 failed, 2 removed" in said
-    assert names(run) == {"b.txt", "tool.py", "deep/drafts/d.md", "deep/e.md", "x.md"}
-    run("list", "--owner", "other")
+    assert names(run) == {"b.txt", "tool.py", "deep/drafts/d.md", "deep/e.md", "x.md", "Bed"}
+    assert "1 of 1" in run("list", "--owner", "other")
     assert "unchanged, 0 failed\n" in run("add", folder, "--prune", "--yes")
 
 
