@@ -98,6 +98,12 @@ class Settings(BaseSettings):
     embedding_batch_size: int = Field(
         128, ge=1, le=10_000, description="Texts given to the embedder in one call."
     )
+    query_cache_size: int = Field(
+        1000,
+        ge=0,
+        le=1_000_000,
+        description="Last queries whose vectors a memory keeps, 2 bytes a dimension; 0 for none.",
+    )
 
     language: str = Field(
         "english",

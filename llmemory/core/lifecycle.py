@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from llmemory import embedding, migrate
 from llmemory.database import Database
 from llmemory.embedding.base import Embedder, checked_embedder, provider_of
+from llmemory.embedding.query_cache import QueryCache
 from llmemory.errors import ConfigurationError, SchemaError, SchemaTooNew
 from llmemory.models import tables_for
 from llmemory.settings import Settings, checked_schema
@@ -61,6 +62,7 @@ class Lifecycle:
             embedding.from_settings(settings) if embedder is None else checked_embedder(embedder)
         )
         self._owns_embedder = embedder is None
+        self._queries = QueryCache(settings.query_cache_size)
         self._database = Database(settings, engine=engine)
         self._tables = tables_for(self.schema)
         self._store = Store(self._tables, notify=settings.job_notify)

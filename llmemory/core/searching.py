@@ -7,7 +7,6 @@ from typing import Any
 
 from llmemory.core.lifecycle import Lifecycle
 from llmemory.database import Session
-from llmemory.embedding.base import embed_checked
 from llmemory.ranking import grouped
 from llmemory.retrieval import run_search
 from llmemory.types import (
@@ -106,9 +105,7 @@ class Searching(Lifecycle):
         space = await self._open()
         query = None
         if request.search_type is not SearchType.TEXT:
-            (query,) = await embed_checked(
-                self.embedder, [request.query.text], purpose="query", batch_size=1
-            )
+            query = await self._queries.embed(self.embedder, request.query.text)
         async with self._database.connect(session) as connection:
             return await run_search(
                 connection,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -54,9 +52,6 @@ class OpenAIEmbedder:
     one request's pauses above `max_wait_s` is not begun. All else that is not success is refused
     at once, and so is a 429 for want of credit.
 
-    **Cache.** Vectors of the last `query_cache_size` different queries are kept, by model and
-    text; those of documents are not.
-
     The key is in no ``repr``, log, error or cause of one, and neither are texts.
 
     Args:
@@ -84,8 +79,6 @@ class OpenAIEmbedder:
         backoff_s: Longest first pause of our own, in seconds.
         max_wait_s: Most seconds of pauses for a request. Waiting for `requests_per_minute` and
             `tokens_per_minute` does not count.
-        query_cache_size: Queries whose vectors are kept, about 4 bytes per dimension each; 0 for
-            none.
         make_client: Makes an event loop's client from keyword arguments, such as
             ``functools.partial(httpx.AsyncClient, proxy="http://proxy:3128")``.
 
@@ -122,13 +115,10 @@ class OpenAIEmbedder:
         attempts: int = 5,
         backoff_s: float = 0.5,
         max_wait_s: float = 120.0,
-        query_cache_size: int = 1000,
         make_client: MakeClient = httpx.AsyncClient,
     ) -> None:
         if find_spec("tenacity") is None:
-            raise ConfigurationError(
-                'OpenAIEmbedder needs an extra: `pip install "llmemory[openai]"`.'
-            )
+            raise ConfigurationError('OpenAIEmbedder needs an extra: `pip install ".[openai]"`.')
         from llmemory.embedding.openai_endpoint import Endpoint, endpoint_headers, endpoint_url
         from llmemory.embedding.openai_pacing import Budget, Patience
 
@@ -145,7 +135,6 @@ class OpenAIEmbedder:
             ("attempts", attempts, 1, 100),
             ("backoff_s", backoff_s, 0, 60),
             ("max_wait_s", max_wait_s, 0, math.inf),
-            ("query_cache_size", query_cache_size, 0, math.inf),
         ):
             if value is not None and not least <= value <= most:
                 limits = f"at least {least}" if most == math.inf else f"{least} to {most}"
@@ -177,7 +166,6 @@ class OpenAIEmbedder:
         self._batch_tokens = min(batch_tokens, tokens_per_minute or batch_tokens)
         self._max_input_tokens = min(max_input_tokens, self._batch_tokens)
         self._max_concurrency = max_concurrency
-        self._queries = _Cache(query_cache_size)
 
     def __repr__(self) -> str:
         return (
@@ -195,7 +183,7 @@ class OpenAIEmbedder:
 
         Args:
             texts: Any number of texts, none of them blank.
-            purpose: "query" looks into the cache first; the endpoint sees no difference.
+            purpose: Makes no difference to the endpoint.
 
         Returns:
             Array of shape ``(len(texts), dimensions)``, float32, all finite.
@@ -207,22 +195,6 @@ class OpenAIEmbedder:
             EmbeddingError: It returned vectors that are missing, doubled or not finite.
             ClosedError: ``aclose`` was called.
         """
-        if purpose != "query":
-            return await self._embed(texts)
-        known = {text: self._queries.get((self.model, text)) for text in texts}
-        unknown = [text for text, vector in known.items() if vector is None]
-        for text, vector in zip(unknown, await self._embed(unknown), strict=True):
-            known[text] = vector
-            # A copy, so that not all of the batch is kept for one of its rows.
-            self._queries.put((self.model, text), vector.copy())
-        found = [known[text] for text in texts]
-        return np.array(found, dtype=np.float32).reshape(len(texts), self.dimensions)
-
-    async def aclose(self) -> None:
-        """Close the connections of all event loops; nothing is sent from now on."""
-        await self._endpoint.aclose()
-
-    async def _embed(self, texts: Sequence[str]) -> Vectors:
         pieces = messages.Pieces(texts, tokens=self._max_input_tokens)
         vectors = np.empty((len(pieces.texts), self.dimensions), dtype=np.float32)
         batches = messages.batches(pieces.costs, size=self._batch_size, tokens=self._batch_tokens)
@@ -245,29 +217,9 @@ class OpenAIEmbedder:
             raise failures[0]
         return pieces.joined(vectors)
 
-
-class _Cache:
-    """The vectors of the queries that were used last."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._vectors: OrderedDict[tuple[str, str], Vectors] = OrderedDict()
-        # Event loops of several threads share it.
-        self._lock = threading.Lock()
-
-    def get(self, key: tuple[str, str]) -> Vectors | None:
-        with self._lock:
-            if key not in self._vectors:
-                return None
-            self._vectors.move_to_end(key)
-            return self._vectors[key]
-
-    def put(self, key: tuple[str, str], vector: Vectors) -> None:
-        with self._lock:
-            self._vectors[key] = vector
-            self._vectors.move_to_end(key)
-            while len(self._vectors) > self._size:
-                self._vectors.popitem(last=False)
+    async def aclose(self) -> None:
+        """Close the connections of all event loops; nothing is sent from now on."""
+        await self._endpoint.aclose()
 
 
 def _checked_dimensions(model: str, dimensions: int | None) -> int:

@@ -28,7 +28,9 @@ from plugins.openai_server import (
     status,
     vector_of,
 )
+from pydantic import SecretStr
 
+from llmemory import Settings
 from llmemory.embedding.openai import OpenAIEmbedder
 from llmemory.errors import (
     ClosedError,
@@ -423,7 +425,25 @@ async def test_with_a_memory(openai_server: OpenAIServer, make_memory: MakeMemor
         assert hits[0].content == "All about pears."
     # Two documents and one query: the second time it came from the cache.
     assert len(openai_server.requests) == 3
+    await memory.close()
+    # It was passed, so that it stays its caller's.
+    assert await embedded_well(embedder, "still open")
     await embedder.aclose()
+
+
+async def test_an_embedder_that_the_settings_name_is_closed_with_the_memory(
+    openai_server: OpenAIServer, make_memory: MakeMemory
+) -> None:
+    settings = Settings(
+        openai_api_key=SecretStr(KEY), openai_base_url=openai_server.url, openai_dimensions=64
+    )
+    memory = make_memory(embedder=None, settings=settings)
+    await memory.add_document("owner", "apples", "All about apples.")
+    assert openai_server.open_connections == 1
+    await memory.close()
+    assert openai_server.wait_for_connections(0) == 0
+    with pytest.raises(ClosedError):
+        await memory.embedder.embed(["one"], purpose="document")
 
 
 def all_links(error: BaseException) -> Iterator[BaseException]:

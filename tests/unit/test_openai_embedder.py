@@ -198,43 +198,6 @@ class TestRequests:
         assert embedder.tokens_used == 0
 
 
-class TestQueryCache:
-    pytestmark = pytest.mark.anyio
-
-    async def test_it_saves_repeated_queries(self) -> None:
-        recorder = Recorder()
-        embedder = embedder_of(recorder)
-        first = await embedder.embed(["one", "two", "one"], purpose="query")
-        again = await embedder.embed(["two", "one"], purpose="query")
-        assert [body["input"] for body in recorder.bodies] == [["one", "two"]]
-        assert np.array_equal(first[[1, 0]], again)
-        assert np.array_equal(first[0], first[2])
-
-    async def test_its_vectors_cannot_be_changed_from_outside(self) -> None:
-        embedder = embedder_of(good)
-        for _ in range(3):
-            vectors = await embedder.embed(["one"], purpose="query")
-            assert np.array_equal(vectors[0], vector_of("one", 8))
-            vectors[:] = 0
-
-    async def test_the_query_used_longest_ago_is_dropped(self) -> None:
-        recorder = Recorder()
-        embedder = embedder_of(recorder, query_cache_size=2)
-        for text in ("one", "two", "one", "three", "one", "two"):
-            await embedder.embed([text], purpose="query")
-        assert [body["input"] for body in recorder.bodies] == [["one"], ["two"], ["three"], ["two"]]
-
-    @pytest.mark.parametrize(
-        ("purpose", "options"), [("document", {}), ("query", {"query_cache_size": 0})]
-    )
-    async def test_documents_are_not_kept(self, purpose: Any, options: dict[str, Any]) -> None:
-        recorder = Recorder()
-        embedder = embedder_of(recorder, **options)
-        for _ in range(2):
-            await embedder.embed(["one"], purpose=purpose)
-        assert len(recorder.requests) == 2
-
-
 class TestErrors:
     pytestmark = pytest.mark.anyio
 
@@ -384,7 +347,7 @@ class TestConfiguration:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("llmemory.embedding.openai.find_spec", lambda name: None)
-        with pytest.raises(ConfigurationError, match=r"pip install \"llmemory\[openai\]\""):
+        with pytest.raises(ConfigurationError, match=r"pip install \"\.\[openai\]\""):
             OpenAIEmbedder(KEY)
         assert importlib.util.find_spec("tenacity")
 
