@@ -55,6 +55,7 @@ from llmemory.types import (
 )
 
 if TYPE_CHECKING:
+    from llmemory.embedding.local import LocalEmbedder
     from llmemory.embedding.openai import OpenAIEmbedder
     from llmemory.embedding.static import StaticEmbedder
     from llmemory.embedding.testing import HashEmbedder
@@ -82,6 +83,7 @@ __all__ = [
     "HashEmbedder",
     "Health",
     "LLMemoryError",
+    "LocalEmbedder",
     "MaintenanceProgress",
     "MaintenanceResult",
     "Memory",
@@ -110,6 +112,7 @@ __all__ = [
 
 _LAZY = {
     "HashEmbedder": "llmemory.embedding.testing",
+    "LocalEmbedder": "llmemory.embedding.local",
     "OpenAIEmbedder": "llmemory.embedding.openai",
     "StaticEmbedder": "llmemory.embedding.static",
 }

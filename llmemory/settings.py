@@ -77,7 +77,7 @@ class Settings(BaseSettings):
         10.0, gt=0, le=3600, description="Seconds to wait for the server to accept a connection."
     )
 
-    embedder: Literal["auto", "openai", "static", "hash"] = Field(
+    embedder: Literal["auto", "openai", "local", "static", "hash"] = Field(
         "auto",
         description="Embedder used where none is passed: `auto` takes OpenAI's if there is a key, "
         "else the static one if it is installed.",
@@ -91,6 +91,29 @@ class Settings(BaseSettings):
     )
     openai_dimensions: int | None = Field(
         None, ge=1, le=16_000, description="Vector length; needed for models that are not known."
+    )
+    local_model: str = Field(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        min_length=1,
+        description="Model of sentence-transformers: a name, or the path of a folder.",
+    )
+    local_dimensions: int | None = Field(
+        None,
+        ge=1,
+        le=16_000,
+        description="Vector length. Empty means the model's own, which loads it at once.",
+    )
+    local_name: str | None = Field(
+        None, description="Name stored beside its vectors. Empty means `local_model`."
+    )
+    local_document_prompt: str | None = Field(
+        None, description="Put before each document. Empty means the model's own, if any."
+    )
+    local_query_prompt: str | None = Field(
+        None, description="Put before each query. Empty means the model's own, if any."
+    )
+    local_device: str | None = Field(
+        None, description="`cpu`, `cuda` or `mps`. Empty means the best there is."
     )
     hash_dimensions: int = Field(
         256, ge=2, le=4000, description="Vector length of the hash embedder."

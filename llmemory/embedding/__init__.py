@@ -34,6 +34,17 @@ def from_settings(settings: Settings) -> Embedder:
             dimensions=settings.openai_dimensions,
             base_url=settings.openai_base_url,
         )
+    if settings.embedder == "local":
+        from llmemory.embedding.local import LocalEmbedder
+
+        return LocalEmbedder(
+            settings.local_model,
+            dimensions=settings.local_dimensions,
+            name=settings.local_name,
+            document_prompt=settings.local_document_prompt,
+            query_prompt=settings.local_query_prompt,
+            device=settings.local_device,
+        )
     from llmemory.embedding import static
 
     if settings.embedder == "auto" and not static.is_installed():
