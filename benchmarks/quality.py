@@ -5,7 +5,7 @@ qrels/test.tsv). Documents are added whole, with default settings but for the la
 document's rank is that of its best passage.
 
 Run: python benchmarks/quality.py FOLDER... [--language NAME=LANGUAGE] [--history]
-     [--alpha 0.3] [--json FILE] [--database-url postgresql://...]
+     [--embedder local:MODEL] [--alpha 0.3] [--json FILE] [--database-url postgresql://...]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmemory import AsyncMemory, SearchType
+from llmemory import AsyncMemory, SearchType, Settings
 
 SCHEMA = "bench_quality"
 DEPTH = 100
@@ -162,7 +162,10 @@ async def main(arguments: argparse.Namespace) -> None:
     """Measure each collection and print the table."""
     languages = dict(pair.split("=") for pair in arguments.language)
     scores: list[Score] = []
-    async with AsyncMemory(arguments.database_url, schema=SCHEMA) as memory:
+    kind, _, model = arguments.embedder.partition(":")
+    settings = Settings.from_env(embedder=kind, **({f"{kind}_model": model} if model else {}))
+    schema = f"{SCHEMA}_{kind}"
+    async with AsyncMemory(arguments.database_url, schema=schema, settings=settings) as memory:
         print(f"embedder {memory.embedder.model}, {memory.embedder.dimensions} dimensions")
         print(f"{'collection':<14}{'added':<12}{'search':<8} nDCG@10  recall@100  MRR@10")
         for folder in arguments.folders:
@@ -191,6 +194,9 @@ def arguments() -> argparse.Namespace:
         "--language", action="append", default=[], help="NAME=LANGUAGE; default: english"
     )
     parser.add_argument("--history", action="store_true", help="also in batches, and half again")
+    parser.add_argument(
+        "--embedder", default="static", help="static, local:NAME_OR_PATH or openai:MODEL"
+    )
     parser.add_argument("--alpha", type=float, help="weight of meaning; default: the embedder's")
     parser.add_argument("--json", type=Path, help="write the scores here")
     parser.add_argument("--database-url", help="default: the embedded server")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmemory.core import AsyncMemory
 from llmemory.embedding import Embedder
+from llmemory.embedding_text import ChunkToEmbed
 from llmemory.errors import (
     ClosedError,
     ConfigurationError,
@@ -65,6 +66,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncMemory",
     "AwordMemory",
+    "ChunkToEmbed",
     "ClosedError",
     "ConfigurationError",
     "ConflictError",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from llmemory import pools
+from llmemory.contexts import ChunkContext
 from llmemory.core import AsyncMemory
 from llmemory.database import Database
 from llmemory.embedding.base import Embedder
@@ -50,6 +51,7 @@ class AwordMemory(AsyncMemory):
         schema: As for ``AsyncMemory``.
         embedder: As for ``AsyncMemory``. With the pool of another memory, None takes that one's.
         settings: As for ``AsyncMemory``. With the pool of another memory, None takes that one's.
+        chunk_context: As for ``AsyncMemory``.
 
     Raises:
         ConfigurationError: The arguments contradict each other, or no embedder is installed.
@@ -70,6 +72,7 @@ class AwordMemory(AsyncMemory):
         schema: str | None = None,
         embedder: Embedder | None = None,
         settings: Settings | None = None,
+        chunk_context: ChunkContext | None = None,
     ) -> None:
         if pool is not None and (connection_string is not None or engine is not None):
             raise ConfigurationError("Give a connection string, an engine or a pool: one of them.")
@@ -88,6 +91,7 @@ class AwordMemory(AsyncMemory):
             schema=schema,
             embedder=embedder,
             settings=settings,
+            chunk_context=chunk_context,
         )
         if shared is not None:
             self._database = Database(self.settings, lender=shared.database)
@@ -101,6 +105,7 @@ class AwordMemory(AsyncMemory):
         schema: str | None = None,
         embedder: Embedder | None = None,
         settings: Settings | None = None,
+        chunk_context: ChunkContext | None = None,
     ) -> Self:
         """Return a memory on the pool of an ``AsyncDatabaseManager`` of pgdbm.
 
@@ -113,6 +118,7 @@ class AwordMemory(AsyncMemory):
             schema: None takes the manager's, or the settings' where that has none or "public".
             embedder: As for ``AsyncMemory``.
             settings: As for ``AsyncMemory``.
+            chunk_context: As for ``AsyncMemory``.
         """
         if not hasattr(manager, "_pool"):
             raise ConfigurationError(
@@ -136,6 +142,7 @@ class AwordMemory(AsyncMemory):
             schema=schema,
             embedder=embedder,
             settings=settings,
+            chunk_context=chunk_context,
         )
 
     @property

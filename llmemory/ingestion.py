@@ -14,6 +14,7 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from llmemory.chunking import Piece, split
+from llmemory.embedding_text import ChunkToEmbed, text_to_embed
 from llmemory.settings import Settings
 from llmemory.types import DocumentType
 from llmemory.validation import CheckedDocument
@@ -34,6 +35,8 @@ HASH_BYTES = 32
 NONE_LEFT = -1
 
 Status: TypeAlias = Literal["created", "replaced", "unchanged"]
+# Number of the document among the plans, or 0 where all share their vectors, and hash.
+Key: TypeAlias = tuple[int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class StoredChunks:
 
     Attributes:
         ids: 16 bytes each.
-        hashes: SHA-256 of the texts, 32 bytes each.
+        hashes: SHA-256 of the texts that are embedded, 32 bytes each.
         have_vectors: A byte each: 1 if it has a vector in the space that is written to, else 0.
     """
 
@@ -88,7 +91,7 @@ class PlannedChunks:
 
     Attributes:
         ids: 16 bytes each.
-        hashes: SHA-256 of the texts, 32 bytes each.
+        hashes: SHA-256 of the texts that are embedded, 32 bytes each.
         starts: Offset of each one's first character in the document.
         ends: Offset behind its last character.
         headings: Markdown headings above each, as JSON arrays one behind the other; nothing
@@ -141,7 +144,7 @@ class PlannedChunks:
         return _entry(self.ids, position, ID_BYTES)
 
     def hash_of(self, position: int) -> bytes:
-        """Return the SHA-256 of a chunk's text."""
+        """Return the SHA-256 of the text that is embedded for a chunk."""
         return _entry(self.hashes, position, HASH_BYTES)
 
 
@@ -188,6 +191,17 @@ class DocumentPlan:
         assert self.chunks is not None
         return self.document.content[self.chunks.starts[position] : self.chunks.ends[position]]
 
+    def chunk_to_embed(self, position: int) -> ChunkToEmbed:
+        """Return a chunk with what it stands in."""
+        assert self.chunks is not None
+        return ChunkToEmbed(
+            self.document.owner_id,
+            self.document.document_name,
+            tuple(json.loads(self.chunks.headings_json(position))),
+            self.content_of(position),
+            self.document.content,
+        )
+
     @property
     def to_embed_count(self) -> int:
         """How many chunks there are whose texts must be embedded."""
@@ -203,7 +217,7 @@ class DocumentPlan:
 
 @dataclass(frozen=True, slots=True)
 class PlannedTexts:
-    """The different texts that plans have to embed.
+    """The different chunks that plans have to embed.
 
     Attributes:
         new: Those that have no vector yet.
@@ -211,12 +225,12 @@ class PlannedTexts:
             `new` follow those of the vectors there were.
     """
 
-    new: Sequence[str]
+    new: Sequence[ChunkToEmbed]
     rows: array[int]
 
 
-class _Contents(Sequence[str]):
-    """Texts of chunks, cut out of their documents when they are looked at."""
+class _Chunks(Sequence[ChunkToEmbed]):
+    """Chunks, cut out of their documents when they are looked at."""
 
     def __init__(self, plans: Sequence[DocumentPlan]) -> None:
         self._plans = plans
@@ -233,40 +247,53 @@ class _Contents(Sequence[str]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        return self._plans[self._of_plan[index]].content_of(self._position[index])
+        return self._plans[self._of_plan[index]].chunk_to_embed(self._position[index])
 
 
 def plan_texts(
-    plans: Sequence[DocumentPlan], known: Mapping[bytes, int] | None = None, known_rows: int = 0
+    plans: Sequence[DocumentPlan],
+    known: Mapping[Key, int] | None = None,
+    known_rows: int = 0,
+    *,
+    by_document: bool = False,
 ) -> PlannedTexts:
     """Find out which texts are to be embedded, each once.
 
     Args:
         plans: What will be written.
-        known: Rows of the vectors that an attempt before has made, by the hash of their text.
+        known: Rows of the vectors that an attempt before has made, as of ``rows_by_hash``.
         known_rows: How many of these vectors there are.
+        by_document: Whether equal texts of two documents have vectors of their own.
     """
     row_of = dict(known or {})
-    new = _Contents(plans)
+    new = _Chunks(plans)
     rows = array("i")
     for number, plan in enumerate(plans):
         for position, digest in plan.to_embed():
-            if digest not in row_of:
-                row_of[digest] = known_rows + len(new)
+            key = (number if by_document else 0, digest)
+            if key not in row_of:
+                row_of[key] = known_rows + len(new)
                 new.append(number, position)
-            rows.append(row_of[digest])
+            rows.append(row_of[key])
     return PlannedTexts(new, rows)
 
 
-def rows_by_hash(plans: Iterable[DocumentPlan], rows: Sequence[int]) -> dict[bytes, int]:
+def rows_by_hash(
+    plans: Iterable[DocumentPlan], rows: Sequence[int], *, by_document: bool = False
+) -> dict[Key, int]:
     """Return the row of each text's vector, by its hash; `rows` are those of ``plan_texts``."""
-    hashes = (digest for plan in plans for _, digest in plan.to_embed())
-    return dict(zip(hashes, rows, strict=True))
+    keys = (
+        (number if by_document else 0, digest)
+        for number, plan in enumerate(plans)
+        for _, digest in plan.to_embed()
+    )
+    return dict(zip(keys, rows, strict=True))
 
 
-def is_unchanged(document: CheckedDocument, stored: StoredDocument) -> bool:
-    """Return whether splitting `document` would give the chunks that are stored."""
-    return (
+def is_unchanged(document: CheckedDocument, stored: StoredDocument, settings: Settings) -> bool:
+    """Return whether `document` would give the chunks that are stored, with the same vectors."""
+    is_renamed = document.document_name != stored.document_name
+    return not (is_renamed and settings.embed_headings) and (
         stored.content_hash == document.content_hash
         and stored.language == document.language
         and _splitting_rules(stored.document_type) == _splitting_rules(document.document_type)
@@ -283,9 +310,10 @@ def plan_document(
 
     An unchanged document is left alone, unless its chunks are given: then they are looked through
     for those that have no vector yet. A chunk whose text occurs among the stored ones takes over
-    that chunk with its vector, so that only changed passages are embedded.
+    that chunk with its vector, so that only changed passages are embedded. Text here is all that
+    is embedded: with ``embed_headings`` another name or heading makes another chunk.
     """
-    if stored is not None and stored_chunks is None and is_unchanged(document, stored):
+    if stored is not None and stored_chunks is None and is_unchanged(document, stored, settings):
         return DocumentPlan(document, stored.document_id, stored, "unchanged", None)
     chunks = PlannedChunks()
     reusable = _Reusable(stored_chunks or StoredChunks(b"", b"", b""))
@@ -295,12 +323,18 @@ def plan_document(
         chunk_size=settings.chunk_size,
         chunk_overlap=settings.chunk_overlap,
     ):
-        digest = hashlib.sha256(piece.content.encode()).digest()
+        text = text_to_embed(
+            piece.content,
+            document.document_name,
+            piece.headings,
+            with_headings=settings.embed_headings,
+        )
+        digest = hashlib.sha256(text.encode()).digest()
         chunks.append(piece, digest, reusable.take(digest))
     chunks.removed.extend(reusable.rest())
     if stored is None:
         return DocumentPlan(document, uuid7(), None, "created", chunks)
-    status: Status = "unchanged" if is_unchanged(document, stored) else "replaced"
+    status: Status = "unchanged" if is_unchanged(document, stored, settings) else "replaced"
     return DocumentPlan(document, stored.document_id, stored, status, chunks)
 
 

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from llmemory import binary_copy
 from llmemory.database import Database
 from llmemory.drivers import copy_into, translated_errors
+from llmemory.embedding_text import ChunkToEmbed
 from llmemory.models import Tables
 from llmemory.statements import documents as documents_sql
 from llmemory.statements import queue as sql
@@ -69,13 +70,14 @@ class Chunk:
     """A chunk that has no vector.
 
     Attributes:
+        text: What it is embedded as, with what it stands in.
         updated_at: When its document was last changed.
     """
 
     document_id: UUID
     chunk_id: UUID
     position: int
-    content: str
+    text: ChunkToEmbed
     updated_at: datetime
 
 
@@ -159,8 +161,14 @@ class Jobs:
         async with self._database.transaction() as connection:
             await connection.execute(sql.renew_jobs(self._tables), values)
 
-    async def read(self, claim: Claim, *, limit: int) -> list[Chunk]:
-        """Return the first chunks of the claimed documents that have no vector."""
+    async def read(self, claim: Claim, *, limit: int, with_documents: bool) -> list[Chunk]:
+        """Return the first chunks of the claimed documents that have no vector.
+
+        Args:
+            claim: What is worked on.
+            limit: Chunks at most.
+            with_documents: Whether the text of each one's document comes along.
+        """
         values = {
             "owner": claim.owner_id,
             "space": self._space_id,
@@ -168,11 +176,30 @@ class Jobs:
             "limit": limit,
         }
         async with self._database.connect() as connection:
-            result = await connection.execute(sql.chunks_to_embed(self._tables), values)
-            return [
-                Chunk(row.document_id, row.chunk_id, row.position, row.content, row.updated_at)
-                for row in result
-            ]
+            rows = (await connection.execute(sql.chunks_to_embed(self._tables), values)).all()
+            contents: dict[UUID, str] = {}
+            if with_documents:
+                wanted = {row.document_id for row in rows}
+                found = await connection.execute(
+                    sql.contents(self._tables), {**values, "document_ids": list(wanted)}
+                )
+                contents = {row.document_id: row.content for row in found}
+        return [
+            Chunk(
+                row.document_id,
+                row.chunk_id,
+                row.position,
+                ChunkToEmbed(
+                    claim.owner_id,
+                    row.document_name,
+                    tuple(row.headings),
+                    row.content,
+                    contents.get(row.document_id, ""),
+                ),
+                row.updated_at,
+            )
+            for row in rows
+        ]
 
     async def lock(self, connection: AsyncConnection, claim: Claim) -> dict[UUID, datetime]:
         """Lock the claimed documents; return when each was changed, without those others have.

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, get_type_hints
 
 from llmemory._bridge import Bridge, bridge
+from llmemory.contexts import ChunkContext
 from llmemory.core import AsyncMemory
 from llmemory.embedding.base import Embedder
 from llmemory.errors import ClosedError, ConfigurationError
@@ -59,6 +60,7 @@ class Memory:
         schema: As for ``AsyncMemory``.
         embedder: As for ``AsyncMemory``.
         settings: As for ``AsyncMemory``.
+        chunk_context: As for ``AsyncMemory``.
 
     Raises:
         ConfigurationError: The arguments contradict each other, or no embedder is installed.
@@ -78,6 +80,7 @@ class Memory:
         schema: str | None = None,
         embedder: Embedder | None = None,
         settings: Settings | None = None,
+        chunk_context: ChunkContext | None = None,
     ) -> None:
         core = AsyncMemory(
             connection_string,
@@ -86,12 +89,14 @@ class Memory:
             schema=schema,
             embedder=embedder,
             settings=settings,
+            chunk_context=chunk_context,
         )
         self.settings = core.settings
         self.schema = core.schema
         self.embedder = core.embedder
         self._engine = engine
         self._embedder = embedder
+        self._chunk_context = chunk_context
         self._is_closed = False
         self._pid = os.getpid()
         self._inner = core
@@ -106,12 +111,19 @@ class Memory:
         schema: str | None = None,
         embedder: Embedder | None = None,
         settings: Settings | None = None,
+        chunk_context: ChunkContext | None = None,
     ) -> Self:
         """Return a memory on an engine of yours; several may share it, each with its schema.
 
         The engine stays yours: ``close`` does not dispose of it.
         """
-        return cls(engine=engine, schema=schema, embedder=embedder, settings=settings)
+        return cls(
+            engine=engine,
+            schema=schema,
+            embedder=embedder,
+            settings=settings,
+            chunk_context=chunk_context,
+        )
 
     initialize = blocking(AsyncMemory.initialize)
     add_document = blocking(AsyncMemory.add_document)
@@ -163,7 +175,12 @@ class Memory:
         return self._inner
 
     def _renew(self) -> None:
-        core = AsyncMemory(schema=self.schema, embedder=self._embedder, settings=self.settings)
+        core = AsyncMemory(
+            schema=self.schema,
+            embedder=self._embedder,
+            settings=self.settings,
+            chunk_context=self._chunk_context,
+        )
         _cores.add(core)
         self._finalizer.detach()
         self._finalizer = weakref.finalize(self, _close_core, core, os.getpid())

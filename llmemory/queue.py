@@ -13,6 +13,7 @@ from uuid import UUID
 
 import anyio
 
+from llmemory.contexts import Contexts
 from llmemory.database import Database
 from llmemory.embedding.base import Embedder
 from llmemory.embedding.partial import PartlyEmbedded, embed_what_is_possible, reason_of
@@ -81,10 +82,12 @@ class Queue:
         tables: Tables,
         embedder: Embedder,
         space: Space,
+        contexts: Contexts,
         settings: Settings,
     ) -> None:
         self._database = database
         self._embedder = embedder
+        self._contexts = contexts
         self._settings = settings
         self._jobs = Jobs(database, tables, space.space_id, lease_s=settings.job_lease_s)
         self._portion = max(1, min(PORTION_CHUNKS, PORTION_CHARACTERS // settings.chunk_size))
@@ -173,10 +176,12 @@ class Queue:
             return await self._bury(claim, spent)
         try:
             async with self._kept(claim):
-                chunks = await self._jobs.read(claim, limit=self._portion)
+                chunks = await self._jobs.read(
+                    claim, limit=self._portion, with_documents=self._contexts.are_made
+                )
                 made = await embed_what_is_possible(
                     self._embedder,
-                    [text_to_embed(chunk) for chunk in chunks],
+                    await self._contexts.texts([chunk.text for chunk in chunks]),
                     batch_size=self._settings.embedding_batch_size,
                 )
             return await self._write(claim, chunks, made)
@@ -300,11 +305,6 @@ class Queue:
             renewing.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([renewing])
-
-
-def text_to_embed(chunk: Chunk) -> str:
-    """Return what the embedder gets for `chunk`."""
-    return chunk.content
 
 
 def _reasons(chunks: Sequence[Chunk], made: PartlyEmbedded) -> dict[UUID, str]:

@@ -121,6 +121,20 @@ class Settings(BaseSettings):
     embedding_batch_size: int = Field(
         128, ge=1, le=10_000, description="Texts given to the embedder in one call."
     )
+    embed_headings: bool = Field(
+        False,
+        description="Whether the embedder sees the document's name and the headings above a chunk "
+        "before its text.",
+    )
+    chunk_context_concurrency: int = Field(
+        8, ge=1, le=1000, description="Calls of `chunk_context` that run at once."
+    )
+    chunk_context_cache_size: int = Field(
+        10_000,
+        ge=0,
+        le=10_000_000,
+        description="Last contexts that a memory keeps, to ask for none twice; 0 for none.",
+    )
     query_cache_size: int = Field(
         1000,
         ge=0,

@@ -13,6 +13,7 @@ from uuid import UUID
 import anyio
 import anyio.to_thread
 
+from llmemory.contexts import Contexts
 from llmemory.database import Database, Session
 from llmemory.embedding.base import Embedder, embed_checked
 from llmemory.errors import ConflictError, DocumentNotFoundError, ValidationError
@@ -93,12 +94,14 @@ class Writer:
         store: Store,
         embedder: Embedder,
         space: Space,
+        contexts: Contexts,
         settings: Settings,
     ) -> None:
         self._database = database
         self._store = store
         self._embedder = embedder
         self._space = space
+        self._contexts = contexts
         self._settings = settings
 
     async def check(
@@ -194,7 +197,7 @@ class Writer:
                 }
                 document = await self.check({**values, **changes})
                 chunks: dict[UUID, StoredChunks] = {}
-                if _is_to_do(document, stored, embed):
+                if self._is_to_do(document, stored, embed):
                     chunks = await self._store.chunks_of(
                         connection, owner_id, [document_id], self._space.space_id
                     )
@@ -236,7 +239,7 @@ class Writer:
             return planned.prepared(None)
         vectors = await embed_checked(
             self._embedder,
-            planned.texts.new,
+            await self._contexts.texts(planned.texts.new),
             purpose="document",
             batch_size=self._settings.embedding_batch_size,
         )
@@ -254,6 +257,7 @@ class Writer:
         before: Prepared | None = None,
     ) -> Planned:
         known = before.vectors if before is not None else None
+        by_document = self._contexts.are_made
 
         def plan() -> tuple[list[DocumentPlan], PlannedTexts]:
             plans = [
@@ -266,9 +270,9 @@ class Writer:
                 for document, found in zip(documents, stored, strict=True)
             ]
             if before is None or known is None:
-                return plans, plan_texts(plans)
-            rows = rows_by_hash(before.plans, before.rows)
-            return plans, plan_texts(plans, rows, len(known))
+                return plans, plan_texts(plans, by_document=by_document)
+            rows = rows_by_hash(before.plans, before.rows, by_document=by_document)
+            return plans, plan_texts(plans, rows, len(known), by_document=by_document)
 
         if sum(len(document.content) for document in documents) > INLINE_CHARACTERS:
             plans, texts = await anyio.to_thread.run_sync(plan)
@@ -295,7 +299,7 @@ class Writer:
                 for stored in map(stored_document, rows):
                     number = numbers[stored.external_id or ""]
                     found[number] = stored
-                    if _is_to_do(documents[number], stored, embed):
+                    if self._is_to_do(documents[number], stored, embed):
                         changed.append(stored.document_id)
                 if changed:
                     chunks |= await self._store.chunks_of(
@@ -343,10 +347,10 @@ class Writer:
             return False
         return True
 
-
-def _is_to_do(document: CheckedDocument, stored: StoredDocument, embed: Embed) -> bool:
-    """Return whether chunks of a stored document are to be written or embedded."""
-    return not is_unchanged(document, stored) or (embed == "now" and stored.is_pending)
+    def _is_to_do(self, document: CheckedDocument, stored: StoredDocument, embed: Embed) -> bool:
+        """Return whether chunks of a stored document are to be written or embedded."""
+        is_pending = embed == "now" and stored.is_pending
+        return is_pending or not is_unchanged(document, stored, self._settings)
 
 
 def _result(plan: DocumentPlan, embed: Embed, spent_ms: float) -> DocumentAddResult:

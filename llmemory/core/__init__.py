@@ -27,6 +27,10 @@ class AsyncMemory(Adding, Searching, StoredDocuments, Upkeep):
         openai_api_key: Key for OpenAI's embeddings, extra ``openai``; short for an embedder.
         embedder: What makes the vectors. None takes the one that the settings name.
         settings: All else. None reads the ``LLMEMORY_`` environment variables.
+        chunk_context: A function, asynchronous or not, that returns what shall stand before a
+            chunk for the embedder, given a ``ChunkToEmbed``: such as a language model's sentence
+            on where in the document it belongs. None or "" adds nothing. It is called for chunks
+            that are embedded only, several at once.
 
     Raises:
         ConfigurationError: The arguments contradict each other, or no embedder is installed.

@@ -231,7 +231,9 @@ class Adding(Lifecycle):
 
     async def _writer(self) -> Writer:
         space = await self._open()
-        return Writer(self._database, self._store, self.embedder, space, self.settings)
+        return Writer(
+            self._database, self._store, self.embedder, space, self._contexts, self.settings
+        )
 
 
 def _embed(embed: Embed | None, session: Session | None) -> Embed:

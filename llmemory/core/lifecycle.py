@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 from pydantic import SecretStr
 
 from llmemory import embedding, migrate
+from llmemory.contexts import ChunkContext, Contexts
 from llmemory.database import Database
 from llmemory.embedding.base import Embedder, checked_embedder, provider_of
 from llmemory.embedding.query_cache import QueryCache
@@ -35,6 +36,7 @@ class Lifecycle:
         schema: str | None = None,
         embedder: Embedder | None = None,
         settings: Settings | None = None,
+        chunk_context: ChunkContext | None = None,
     ) -> None:
         if settings is None:
             settings = Settings.from_env()
@@ -62,6 +64,7 @@ class Lifecycle:
             embedding.from_settings(settings) if embedder is None else checked_embedder(embedder)
         )
         self._owns_embedder = embedder is None
+        self._contexts = Contexts(chunk_context, settings)
         self._queries = QueryCache(settings.query_cache_size)
         self._database = Database(settings, engine=engine)
         self._tables = tables_for(self.schema)
@@ -80,12 +83,19 @@ class Lifecycle:
         schema: str | None = None,
         embedder: Embedder | None = None,
         settings: Settings | None = None,
+        chunk_context: ChunkContext | None = None,
     ) -> Self:
         """Return a memory on an engine of yours; several may share it, each with its schema.
 
         The engine stays yours: ``close`` does not dispose of it.
         """
-        return cls(engine=engine, schema=schema, embedder=embedder, settings=settings)
+        return cls(
+            engine=engine,
+            schema=schema,
+            embedder=embedder,
+            settings=settings,
+            chunk_context=chunk_context,
+        )
 
     async def initialize(self) -> None:
         """Connect, bring the schema up to date and check it. Calling it again does nothing.

@@ -189,7 +189,9 @@ class Upkeep(Lifecycle):
 
     async def _queue(self) -> Queue:
         space = await self._open()
-        return Queue(self._database, self._tables, self.embedder, space, self.settings)
+        return Queue(
+            self._database, self._tables, self.embedder, space, self._contexts, self.settings
+        )
 
     def _checked_owner(self, owner_id: Identifier | None) -> str | None:
         if owner_id is None:

@@ -92,6 +92,7 @@ class LocalEmbedder:
         self._prompts = {"document": document_prompt, "query": query_prompt}
         self._device = device
         self._batch_size = batch_size
+        self._least = dimensions or 1
         self._loaded: _Model | None = None
         self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, anyio.CapacityLimiter] = (
             WeakKeyDictionary()
@@ -128,10 +129,10 @@ class LocalEmbedder:
     def _load(self) -> _Model:
         if self._loaded is None:
             loaded = _shared_model(self._source, self._device)
-            if (wanted := getattr(self, "dimensions", 1)) > loaded.dimensions:
+            if self._least > loaded.dimensions:
                 raise ConfigurationError(
                     f"LocalEmbedder: the vectors of {self._source!r} have {loaded.dimensions} "
-                    f"dimensions, not {wanted}. Change dimensions or the model."
+                    f"dimensions, not {self._least}. Change dimensions or the model."
                 )
             self._loaded = loaded
         return self._loaded

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from contextlib import suppress
 from hashlib import sha256
 
 from llmemory.embedding.base import Embedder, embed_checked, provider_of
+from llmemory.recent import Recent
 from llmemory.types import HalfVectors
 
 __all__ = ["QueryCache"]
@@ -23,10 +22,7 @@ class QueryCache:
     """
 
     def __init__(self, size: int) -> None:
-        self._size = size
-        # Each access is one step of the interpreter: there is no lock that a fork could leave
-        # taken.
-        self._vectors: OrderedDict[tuple[str, str, int, bytes], HalfVectors] = OrderedDict()
+        self._vectors: Recent[tuple[str, str, int, bytes], HalfVectors] = Recent(size)
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -39,15 +35,10 @@ class QueryCache:
         """
         digest = sha256(text.encode("utf-8", "surrogatepass")).digest()
         key = (provider_of(embedder), embedder.model, embedder.dimensions, digest)
-        with suppress(KeyError):
-            self._vectors.move_to_end(key)
-            return self._vectors[key]
-        vectors = await embed_checked(embedder, [text], purpose="query", batch_size=1)
-        vector: HalfVectors = vectors[0]
-        vector.setflags(write=False)
-        if self._size:
-            self._vectors[key] = vector
-        while len(self._vectors) > self._size:
-            with suppress(KeyError):
-                self._vectors.popitem(last=False)
+        vector = self._vectors.get(key)
+        if vector is None:
+            vectors = await embed_checked(embedder, [text], purpose="query", batch_size=1)
+            vector = vectors[0]
+            vector.setflags(write=False)
+            self._vectors.put(key, vector)
         return vector

@@ -41,6 +41,7 @@ __all__ = [
     "any_owner_with_due_jobs",
     "chunks_to_embed",
     "chunks_with_vector",
+    "contents",
     "count_jobs",
     "due_jobs",
     "finish_jobs",
@@ -257,7 +258,9 @@ def chunks_to_embed(tables: Tables) -> AnySelect:
             chunks.c.document_id,
             chunks.c.chunk_id,
             chunks.c.position,
+            chunks.c.headings,
             chunks.c.content,
+            documents.c.document_name,
             documents.c.updated_at,
         )
         .where(
@@ -269,6 +272,16 @@ def chunks_to_embed(tables: Tables) -> AnySelect:
         )
         .order_by(chunks.c.document_id, chunks.c.position)
         .limit(bindparam("limit", type_=Integer))
+    )
+
+
+@lru_cache(maxsize=256)
+def contents(tables: Tables) -> AnySelect:
+    """Read the text of ``document_ids``."""
+    documents = tables.documents
+    wanted = bindparam("document_ids", type_=ARRAY(Uuid()))
+    return select(documents.c.document_id, documents.c.content).where(
+        _owner(documents), documents.c.document_id == func.any(wanted)
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from hashlib import sha256
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from llmemory import DocumentType, Settings
+from llmemory.embedding_text import ChunkToEmbed, TextsToEmbed
 from llmemory.ingestion import (
     DocumentPlan,
     PlannedChunks,
@@ -22,6 +24,7 @@ from llmemory.ingestion import (
 from llmemory.validation import CheckedDocument, checked_document
 
 SETTINGS = Settings(chunk_size=50, chunk_overlap=0)
+WITH_HEADINGS = Settings(chunk_size=50, chunk_overlap=0, embed_headings=True)
 
 
 def document(content: str = "Text.", **more: Any) -> CheckedDocument:
@@ -80,7 +83,9 @@ def plan(content: str, before: DocumentPlan | None = None, **more: Any) -> Docum
     was, chunks = stored(before)
     given = document(content, **more)
     # As the writer does: the chunks of what has not changed are not read.
-    return plan_document(given, SETTINGS, was, None if is_unchanged(given, was) else chunks)
+    return plan_document(
+        given, SETTINGS, was, None if is_unchanged(given, was, SETTINGS) else chunks
+    )
 
 
 def test_a_new_document_embeds_all() -> None:
@@ -129,8 +134,8 @@ def test_other_details_are_written_without_splitting(change: dict[str, Any]) -> 
 )
 def test_what_makes_splitting_necessary(change: dict[str, Any], expected: bool) -> None:
     was, _ = stored(plan("Text."))
-    assert is_unchanged(document("Text.", **change), was) is expected
-    assert not is_unchanged(document("Other.", **change), was)
+    assert is_unchanged(document("Text.", **change), was, SETTINGS) is expected
+    assert not is_unchanged(document("Other.", **change), was, SETTINGS)
 
 
 def test_kept_chunks_keep_their_ids_and_vectors() -> None:
@@ -183,7 +188,7 @@ def test_chunks_of_nobody_are_not_taken() -> None:
 def test_a_text_that_occurs_twice_is_embedded_once() -> None:
     plans = [plan(lines("same", "other", "same")), plan(lines("new", "other"))]
     texts = plan_texts(plans)
-    assert [text[:3] for text in texts.new] == ["sam", "oth", "new"]
+    assert [chunk.content[:3] for chunk in texts.new] == ["sam", "oth", "new"]
     assert texts.new[1:] == [texts.new[1], texts.new[2]]
     assert list(texts.rows) == [0, 1, 0, 2, 1]
 
@@ -194,8 +199,60 @@ def test_what_an_attempt_before_has_embedded_is_not_embedded_again() -> None:
     assert list(known.values()) == [0, 1]
     plans = [plan(lines("beta", "gamma", "alpha"))]
     texts = plan_texts(plans, known, 2)
-    assert [text[:5] for text in texts.new] == ["gamma"]
+    assert [chunk.content[:5] for chunk in texts.new] == ["gamma"]
     assert list(texts.rows) == [1, 2, 0]
+
+
+def test_documents_may_have_vectors_of_their_own_for_equal_texts() -> None:
+    plans = [plan(lines("same", "other", "same")), plan(lines("new", "other"))]
+    texts = plan_texts(plans, by_document=True)
+    assert [chunk.content[:3] for chunk in texts.new] == ["sam", "oth", "new", "oth"]
+    assert list(texts.rows) == [0, 1, 0, 2, 3]
+    known = rows_by_hash(plans, texts.rows, by_document=True)
+    again = plan_texts(plans, known, 4, by_document=True)
+    assert (len(again.new), again.rows) == (0, texts.rows)
+
+
+class TestHeadings:
+    """With ``embed_headings``, what stands above a chunk is part of what is compared."""
+
+    TEXT = "# Leave\n\nStaff have 25 days.\n\n# Pay\n\nOn the last day."
+
+    def given(self, content: str = TEXT, **more: Any) -> CheckedDocument:
+        return document(content, document_type=DocumentType.MARKDOWN, **more)
+
+    def test_a_chunk_knows_what_it_stands_in(self) -> None:
+        made = plan_document(self.given(document_name="Handbook"), WITH_HEADINGS)
+        (chunk, _) = plan_texts([made]).new
+        assert chunk == ChunkToEmbed(
+            "acme", "Handbook", ("Leave",), "# Leave\n\nStaff have 25 days.", self.TEXT
+        )
+        text = "Handbook > Leave\n\n# Leave\n\nStaff have 25 days."
+        assert list(TextsToEmbed([chunk], with_headings=True)) == [text]
+        assert list(TextsToEmbed([chunk], with_headings=False)) == [chunk.content]
+        assert chunks_of(made).hash_of(0) == sha256(text.encode()).digest()
+        assert made.content_of(0) == chunk.content
+
+    def test_another_name_makes_other_chunks(self) -> None:
+        before = self.given(document_name="Handbook")
+        was, chunks = stored(plan_document(before, WITH_HEADINGS))
+        renamed = self.given(document_name="Staff handbook")
+        assert is_unchanged(renamed, was, SETTINGS)
+        assert not is_unchanged(renamed, was, WITH_HEADINGS)
+        after = plan_document(renamed, WITH_HEADINGS, was, chunks)
+        assert (after.status, after.to_embed_count) == ("replaced", 2)
+        assert chunks_of(after).removed == chunks.ids
+
+    def test_a_chunk_below_another_heading_is_another(self) -> None:
+        text = "# A\n\n## B\n\nOne.\n\n## C\n\nTwo."
+        before = self.given(text)
+        was, chunks = stored(plan_document(before, WITH_HEADINGS))
+        after = plan_document(self.given(text.replace("# A", "# Z")), WITH_HEADINGS, was, chunks)
+        assert after.to_embed_count == 2
+        before = self.given(text)
+        was, chunks = stored(plan_document(before, SETTINGS))
+        after = plan_document(self.given(text.replace("# A", "# Z")), SETTINGS, was, chunks)
+        assert after.to_embed_count == 1
 
 
 def test_markdown_is_split_at_headings() -> None:
