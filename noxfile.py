@@ -134,6 +134,15 @@ def servers(session: nox.Session) -> None:
         session.run("pytest", "tests/servers", "--timeout=180", "-m", "alone")
 
 
+@nox.session
+def local(session: nox.Session) -> None:
+    """Embed with a model of sentence-transformers; most of the time goes into installing torch."""
+    install(session, "local", extras="[embedded,local]")
+    session.run("pytest", "tests/local", "-m", "not alone", *session.posargs)
+    if not session.posargs:
+        session.run("pytest", "tests/local", "-m", "alone")
+
+
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Run the benchmarks: all, or the files named behind ``--``."""

@@ -2,9 +2,10 @@
 
 Collections are folders in BEIR layout: corpus.jsonl, queries.jsonl and qrels.tsv (or
 qrels/test.tsv). Documents are added whole, with default settings but for the language; a
-document's rank is that of its best passage.
+document's rank is that of its best passage. A title is the beginning of the text; with --titles it
+is the document's name instead, which only LLMEMORY_EMBED_HEADINGS=true shows to the embedder.
 
-Run: python benchmarks/quality.py FOLDER... [--language NAME=LANGUAGE] [--history]
+Run: python benchmarks/quality.py FOLDER... [--language NAME=LANGUAGE] [--history] [--titles]
      [--embedder local:MODEL] [--alpha 0.3] [--json FILE] [--database-url postgresql://...]
 """
 
@@ -24,6 +25,7 @@ from llmemory import AsyncMemory, SearchType, Settings
 SCHEMA = "bench_quality"
 DEPTH = 100
 BATCHES = 50
+NAME_CHARACTERS = 1000
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,20 @@ class Collection:
     """Documents, and queries with the grades of the documents that answer them."""
 
     name: str
+    names: Mapping[str, str]
     documents: Mapping[str, str]
     queries: Mapping[str, str]
     judgments: Mapping[str, Mapping[str, int]]
 
     @classmethod
-    def read(cls, folder: Path) -> Collection:
+    def read(cls, folder: Path, *, titles_are_names: bool = False) -> Collection:
         """Read a folder in BEIR layout."""
-        texts = {
-            row["_id"]: f"{row.get('title') or ''}\n\n{row['text']}".strip()
-            for row in lines(folder / "corpus.jsonl")
-        }
+        names, texts = {}, {}
+        for row in lines(folder / "corpus.jsonl"):
+            key, title = row["_id"], (row.get("title") or "").strip()
+            names[key] = title[:NAME_CHARACTERS] if title and titles_are_names else key
+            parts = [row["text"]] if titles_are_names else [title, row["text"]]
+            texts[key] = "\n\n".join(parts).strip()
         judgments: dict[str, dict[str, int]] = {}
         paths = (folder / "qrels.tsv", folder / "qrels" / "test.tsv")
         table = next(path for path in paths if path.exists()).read_text().splitlines()[1:]
@@ -63,6 +68,7 @@ class Collection:
         queries = {row["_id"]: row["text"] for row in lines(folder / "queries.jsonl")}
         return cls(
             folder.name,
+            names,
             {key: text for key, text in texts.items() if text},
             {key: text for key, text in queries.items() if key in judgments},
             judgments,
@@ -114,7 +120,7 @@ async def measured(
                 alpha=alpha,
             )
             grades = collection.judgments[query]
-            ranking = list(dict.fromkeys(hit.document_name for hit in hits))
+            ranking = list(dict.fromkeys(hit.external_id or "" for hit in hits))
             recall = len(grades.keys() & set(ranking)) / len(grades)
             found.append((ndcg(ranking, grades), recall, reciprocal_rank(ranking, grades)))
         means = [sum(column) / len(found) for column in zip(*found, strict=True)]
@@ -129,7 +135,7 @@ async def add(
     await memory.add_documents(
         {
             "owner_id": collection.name,
-            "document_name": key,
+            "document_name": collection.names[key],
             "content": collection.documents[key],
             "external_id": key,
             "language": language,
@@ -169,7 +175,7 @@ async def main(arguments: argparse.Namespace) -> None:
         print(f"embedder {memory.embedder.model}, {memory.embedder.dimensions} dimensions")
         print(f"{'collection':<14}{'added':<12}{'search':<8} nDCG@10  recall@100  MRR@10")
         for folder in arguments.folders:
-            collection = Collection.read(folder)
+            collection = Collection.read(folder, titles_are_names=arguments.titles)
             language = languages.get(collection.name, "english")
             await memory.delete_owner(collection.name)
             async for history in histories(memory, collection, language, every=arguments.history):
@@ -193,6 +199,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--language", action="append", default=[], help="NAME=LANGUAGE; default: english"
     )
+    parser.add_argument("--titles", action="store_true", help="titles are names, not text")
     parser.add_argument("--history", action="store_true", help="also in batches, and half again")
     parser.add_argument(
         "--embedder", default="static", help="static, local:NAME_OR_PATH or openai:MODEL"
