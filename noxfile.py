@@ -137,10 +137,14 @@ def servers(session: nox.Session) -> None:
 @nox.session
 def local(session: nox.Session) -> None:
     """Embed with a model of sentence-transformers; most of the time goes into installing torch."""
-    install(session, "local", extras="[embedded,local]")
+    # An environment that is used again still has the oldest.
+    install(session, "local", "--upgrade", extras="[embedded,local]")
     session.run("pytest", "tests/local", "-m", "not alone", *session.posargs)
     if not session.posargs:
         session.run("pytest", "tests/local", "-m", "alone")
+        (oldest,) = (line for line in lowest_versions() if line.startswith("sentence-"))
+        session.install(oldest)
+        session.run("pytest", "tests/local", "-k", "TestVectors")
 
 
 @nox.session(default=False)

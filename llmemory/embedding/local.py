@@ -87,8 +87,8 @@ class LocalEmbedder:
         ):
             if value is not None and not 1 <= value <= most:
                 raise ConfigurationError(f"LocalEmbedder: {argument} must be 1 to {most}.")
-        self.model = os.fspath(model) if name is None else name
         self._source = _source(model)
+        self.model = os.fspath(model) if name is None else name
         self._prompts = {"document": document_prompt, "query": query_prompt}
         self._device = device
         self._batch_size = batch_size
@@ -121,7 +121,8 @@ class LocalEmbedder:
         return vectors
 
     def _encode(self, texts: list[str], purpose: Purpose) -> Vectors:
-        made = self._load().encode(texts, purpose, self._prompts[purpose])[:, : self.dimensions]
+        made = self._load().encode(texts, purpose, self._prompts[purpose])
+        made = made[:, : self.dimensions].astype(np.float32)
         lengths = np.linalg.norm(made, axis=1, keepdims=True)
         vectors: Vectors = made / np.maximum(lengths, 1e-12)
         return vectors
@@ -187,7 +188,7 @@ def _shared_model(source: str, device: str | None) -> _Model:
 
 
 def _source(model: str | PathLike[str]) -> str:
-    text = os.fspath(model)
+    text = os.fspath(model) if isinstance(model, str | PathLike) else ""
     if not isinstance(text, str) or not text.strip():
         raise ConfigurationError("LocalEmbedder: model must be a name or a path.")
     path = Path(text).expanduser()

@@ -24,7 +24,9 @@ def test_without_the_extra_it_says_how_to_install_it(monkeypatch: pytest.MonkeyP
     ("options", "word"),
     [
         ({"model": Path("no/folder")}, "no folder"),
-        ({"model": " "}, "model"),
+        ({"model": " "}, "name or a path"),
+        ({"model": None}, "name or a path"),
+        ({"model": b"model"}, "name or a path"),
         ({"dimensions": 0}, "dimensions must be 1 to 16000"),
         ({"dimensions": 16_001}, "dimensions"),
         ({"batch_size": 0}, "batch_size must be 1 to 10000"),
