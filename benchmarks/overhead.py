@@ -1,7 +1,8 @@
 """What a search costs beside hand-written asyncpg that runs the very same SQL.
 
 By hand means a pool of asyncpg, the statement's text, its arguments and the rows as they come; the
-texts and arguments are those that `AsyncMemory` sends. Latency: one search after the other, both
+texts and arguments are those that `AsyncMemory` sends. What it sets for each search through an
+HNSW index is set on the pool's connections once and for all. Latency: one search after the other, both
 sides by turns. Throughput: 16 tasks on each side by turns.
 
 Run: python benchmarks/overhead.py [--sizes 300 2000] [--searches 600] [--rounds 7]
@@ -28,6 +29,14 @@ from llmemory import AsyncMemory, HashEmbedder, SearchType, Settings
 SCHEMA = "bench_overhead"
 CALLERS = 16
 LIMIT = 10
+FOR_INDEXES = {
+    "hnsw.ef_search": "100",
+    "hnsw.iterative_scan": "relaxed_order",
+    "enable_seqscan": "off",
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
+    "max_parallel_workers_per_gather": "0",
+}
 
 Call = Callable[[int], Awaitable[Any]]
 
@@ -122,7 +131,10 @@ async def main(options: argparse.Namespace) -> None:
     settings = Settings(pool_size=CALLERS, pool_overflow=0)
     async with (
         AsyncMemory(url, schema=SCHEMA, embedder=HashEmbedder(256), settings=settings) as memory,
-        asyncpg.create_pool(url, min_size=CALLERS, max_size=CALLERS) as pool,
+        asyncpg.create_pool(url, min_size=CALLERS, max_size=CALLERS) as plain,
+        asyncpg.create_pool(
+            url, min_size=CALLERS, max_size=CALLERS, server_settings=FOR_INDEXES
+        ) as tuned,
     ):
         for size in options.sizes:
             owner = f"{size} chunks"
@@ -132,11 +144,13 @@ async def main(options: argparse.Namespace) -> None:
                 for number, text in enumerate(passages(None, size))
             )
         await memory.maintain()
-        await pool.execute(f"VACUUM ANALYZE {SCHEMA}.chunks")
+        await plain.execute(f"VACUUM ANALYZE {SCHEMA}.chunks")
         for size in options.sizes:
             for search_type in SearchType:
+                is_indexed = size >= settings.hnsw_owner_vectors and search_type != "text"
+                pool = tuned if is_indexed else plain
                 await measure(memory, pool, url, f"{size} chunks", search_type.value, options)
-        await pool.execute(f"DROP SCHEMA {SCHEMA} CASCADE")
+        await plain.execute(f"DROP SCHEMA {SCHEMA} CASCADE")
 
 
 def arguments() -> argparse.Namespace:
