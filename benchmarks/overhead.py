@@ -2,8 +2,8 @@
 
 By hand means a pool of asyncpg, the statement's text, its arguments and the rows as they come; the
 texts and arguments are those that `AsyncMemory` sends. What it sets for each search through an
-HNSW index is set on the pool's connections once and for all. Latency: one search after the other, both
-sides by turns. Throughput: 16 tasks on each side by turns.
+HNSW index is set on the pool's connections once and for all. Latency: one search after the other,
+both sides by turns. Throughput: 16 tasks on each side by turns.
 
 Run: python benchmarks/overhead.py [--sizes 300 2000] [--searches 600] [--rounds 7]
      [--database-url postgresql://...]
