@@ -2,11 +2,15 @@
 
 ``owner_id`` is the first column of every key, so that the same tables can be distributed by it;
 keys are made by the client. The tables are made by the Alembic revisions, never by ``create_all``.
+
+Nothing is loaded by being looked at: a query says with loader options what it wants, and else
+``InvalidRequestError`` is raised, under async and sync sessions alike.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
@@ -27,10 +31,15 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    cast,
+    literal,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
+from sqlalchemy.ext.hybrid import hybrid_method
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from llmemory.constructs import HalfVector, SchemaFunction, quoted_identifier
 
 __all__ = [
     "DEFAULT_SCHEMA",
@@ -57,6 +66,14 @@ LEXICAL_DIMENSIONS = 1_000_000_000
 _COMPUTED = {
     "terms": "{schema}.lexical_terms(owner_id, {schema}.search_vector(language, content))",
     "lexical": "{schema}.lexical_weights({schema}.search_vector(language, content))",
+}
+
+
+# What the foreign keys delete is not loaded to be deleted.
+_OWNED: dict[str, Any] = {
+    "cascade": "all, delete-orphan",
+    "passive_deletes": True,
+    "lazy": "raise_on_sql",
 }
 
 
@@ -111,14 +128,18 @@ class Document(Base):
     content: Mapped[str]
     chunk_count: Mapped[int] = mapped_column(Integer)
     created_at: Mapped[datetime]
-    updated_at: Mapped[datetime]
+    # The version as well: a flush on top of somebody else's change raises StaleDataError.
+    updated_at: Mapped[datetime] = mapped_column(onupdate=lambda: datetime.now(UTC))
 
     chunks: Mapped[list[Chunk]] = relationship(
-        back_populates="document",
-        order_by="Chunk.position",
-        cascade="all, delete-orphan",
-        passive_deletes=True,
+        back_populates="document", order_by="Chunk.position", **_OWNED
     )
+    jobs: Mapped[list[EmbeddingJob]] = relationship(back_populates="document", **_OWNED)
+
+    __mapper_args__ = {  # noqa: RUF012
+        "version_id_col": updated_at,
+        "version_id_generator": False,
+    }
 
 
 class Chunk(Base):
@@ -156,17 +177,40 @@ class Chunk(Base):
         ARRAY(BigInteger),
         Computed(_COMPUTED["terms"].format(schema=DEFAULT_SCHEMA), persisted=True),
         nullable=True,
+        deferred=True,
+        deferred_raiseload=True,
     )
     lexical: Mapped[Any] = mapped_column(
         SPARSEVEC(LEXICAL_DIMENSIONS),
         Computed(_COMPUTED["lexical"].format(schema=DEFAULT_SCHEMA), persisted=True),
         nullable=True,
+        deferred=True,
+        deferred_raiseload=True,
     )
 
-    document: Mapped[Document] = relationship(back_populates="chunks")
-    embeddings: Mapped[list[Embedding]] = relationship(
-        back_populates="chunk", cascade="all, delete-orphan", passive_deletes=True
-    )
+    document: Mapped[Document] = relationship(back_populates="chunks", lazy="raise_on_sql")
+    embeddings: Mapped[list[Embedding]] = relationship(back_populates="chunk", **_OWNED)
+
+    # What the server computes is much, and of use to searches only.
+    __mapper_args__ = {"eager_defaults": False}  # noqa: RUF012
+
+    @hybrid_method
+    def matches(
+        self, query: str, *, owner_id: str | None = None, language: str | None = None
+    ) -> bool:
+        """Return, in a statement, whether a chunk has any of the words of `query`.
+
+        They are compared as searches compare them, in all their forms.
+
+        Args:
+            query: Words; those that a language leaves out, such as "the", find nothing.
+            owner_id: Whose chunks. Given this and `language`, the index of words serves it; else
+                each chunk is looked at.
+            language: Language of the query. None takes each chunk's own.
+        """
+        if isinstance(self, Chunk):
+            raise TypeError("PostgreSQL knows the forms of words: use Chunk.matches in a query.")
+        return _matches(self, query, owner_id, language)
 
 
 class Embedding(Base):
@@ -183,9 +227,27 @@ class Embedding(Base):
     chunk_id: Mapped[UUID] = mapped_column(primary_key=True)
     space_id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
     # No dimension, so that spaces of different length share the table.
-    embedding: Mapped[Any] = mapped_column(HALFVEC())
+    embedding: Mapped[Any] = mapped_column(HalfVector())
 
-    chunk: Mapped[Chunk] = relationship(back_populates="embeddings")
+    chunk: Mapped[Chunk] = relationship(back_populates="embeddings", lazy="raise_on_sql")
+
+    @hybrid_method
+    def distance_to(self, vector: Sequence[float]) -> float:
+        """Return the cosine distance to `vector`, 0 to 2; NaN where one of them is all zeros.
+
+        In a statement it is an expression. Restrict that to one space, for vectors of different
+        length cannot be compared.
+
+        Args:
+            vector: A list or a NumPy array, shape ``(dimensions,)``.
+        """
+        if not isinstance(self, Embedding):
+            return _distance(self, vector)
+        import numpy as np
+
+        ours, theirs = np.asarray(self.embedding, np.float64), np.asarray(vector, np.float64)
+        norm = float(np.linalg.norm(ours) * np.linalg.norm(theirs))
+        return 1 - float(ours @ theirs) / norm if norm else float("nan")
 
 
 class EmbeddingSpace(Base):
@@ -238,6 +300,11 @@ class EmbeddingJob(Base):
     last_error: Mapped[str | None]
     created_at: Mapped[datetime]
 
+    document: Mapped[Document] = relationship(back_populates="jobs", lazy="raise_on_sql")
+
+    # Finished by a worker in the meantime, it is gone already.
+    __mapper_args__ = {"confirm_deleted_rows": False}  # noqa: RUF012
+
 
 class LexicalStatistics(Base):
     """How many of a large owner's chunks hold a common term; term 0 stands for all chunks.
@@ -251,6 +318,23 @@ class LexicalStatistics(Base):
     term: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     chunk_count: Mapped[int] = mapped_column(BigInteger)
     counted_at: Mapped[datetime]
+
+
+def _matches(chunk: Any, query: str, owner_id: str | None, language: str | None) -> Any:
+    table: Any = Chunk.__table__
+    in_language = chunk.language if language is None else literal(language, Text)
+    of_owner = chunk.owner_id if owner_id is None else literal(owner_id, Text)
+    words = SchemaFunction(
+        table, "search_vector", in_language, literal(query, Text), type_=TSVECTOR
+    )
+    keys = SchemaFunction(table, "lexical_terms", of_owner, words, type_=ARRAY(BigInteger))
+    return chunk.terms.overlap(keys)
+
+
+def _distance(embedding: Any, vector: Sequence[float]) -> Any:
+    # Cast as the indexes of large owners are, which can serve it then.
+    halves = cast(embedding.embedding, HALFVEC(len(vector)))
+    return halves.cosine_distance(literal(vector, HalfVector(len(vector))))
 
 
 class Tables(NamedTuple):
@@ -268,11 +352,6 @@ class Tables(NamedTuple):
     def metadata(self) -> MetaData:
         """The metadata that holds these tables and no others."""
         return self.documents.metadata
-
-
-def quoted_identifier(name: str) -> str:
-    """Return `name` as SQL text; the dialect's own quoting would double ``%`` as well."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 @lru_cache(maxsize=1024)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -14,6 +16,19 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 @pytest.fixture
 def plans(engine: AsyncEngine) -> Iterator[Callable[[], list[dict[str, Any]]]]:
     """Give the plan nodes of every SELECT that has run on the engine, with ANALYZE."""
+    with explained(engine) as found:
+        yield lambda: found
+
+
+@pytest.fixture
+def plans_of() -> Callable[[AsyncEngine], AbstractContextManager[list[dict[str, Any]]]]:
+    """``with plans_of(engine) as nodes``: the same for an engine of a test's own."""
+    return explained
+
+
+@contextmanager
+def explained(engine: AsyncEngine) -> Iterator[list[dict[str, Any]]]:
+    """Collect the plan nodes of every SELECT on a memory's tables that runs on the engine."""
     found: list[dict[str, Any]] = []
     busy = False
 
@@ -22,7 +37,7 @@ def plans(engine: AsyncEngine) -> Iterator[Callable[[], list[dict[str, Any]]]]:
         if (
             busy
             or not statement.lstrip().startswith(("SELECT", "WITH"))
-            or "llmemory." not in statement
+            or not re.search(r"llmemory\.|\.embeddings", statement)
         ):
             return
         busy = True
@@ -34,7 +49,7 @@ def plans(engine: AsyncEngine) -> Iterator[Callable[[], list[dict[str, Any]]]]:
             busy = False
 
     event.listen(engine.sync_engine, "before_cursor_execute", explain)
-    yield lambda: found
+    yield found
     event.remove(engine.sync_engine, "before_cursor_execute", explain)
 
 
