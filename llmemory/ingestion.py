@@ -28,11 +28,13 @@ __all__ = [
     "plan_document",
     "plan_texts",
     "rows_by_hash",
+    "token_estimate",
 ]
 
 ID_BYTES = 16
 HASH_BYTES = 32
 NONE_LEFT = -1
+BYTES_A_TOKEN = 4
 
 Status: TypeAlias = Literal["created", "replaced", "unchanged"]
 # Number of the document among the plans, or 0 where all share their vectors, and hash.
@@ -288,6 +290,12 @@ def rows_by_hash(
         for _, digest in plan.to_embed()
     )
     return dict(zip(keys, rows, strict=True))
+
+
+def token_estimate(content: bytes) -> int:
+    """Return about how many tokens a text has, given in UTF-8."""
+    # Common tokenizers make one token of some four bytes of English.
+    return -(-len(content) // BYTES_A_TOKEN)
 
 
 def is_unchanged(document: CheckedDocument, stored: StoredDocument, settings: Settings) -> bool:

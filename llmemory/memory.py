@@ -94,6 +94,7 @@ class Memory:
         self.settings = core.settings
         self.schema = core.schema
         self.embedder = core.embedder
+        self.execution_options = core.execution_options
         self._engine = engine
         self._embedder = embedder
         self._chunk_context = chunk_context
@@ -127,6 +128,7 @@ class Memory:
 
     initialize = blocking(AsyncMemory.initialize)
     add_document = blocking(AsyncMemory.add_document)
+    build_document = blocking(AsyncMemory.build_document)
     add_documents = blocking(AsyncMemory.add_documents)
     add_file = blocking(AsyncMemory.add_file)
     search = blocking(AsyncMemory.search)
@@ -136,6 +138,7 @@ class Memory:
     update_document = blocking(AsyncMemory.update_document)
     delete_document = blocking(AsyncMemory.delete_document)
     delete_documents = blocking(AsyncMemory.delete_documents)
+    delete_statement = blocking(AsyncMemory.delete_statement)
     delete_owner = blocking(AsyncMemory.delete_owner)
     get_statistics = blocking(AsyncMemory.get_statistics)
     process_pending_embeddings = blocking(AsyncMemory.process_pending_embeddings)

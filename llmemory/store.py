@@ -11,18 +11,20 @@ from itertools import groupby, islice
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, RowMapping, TwoPhaseTransaction
+from sqlalchemy import Delete, Row, RowMapping, TwoPhaseTransaction
 from sqlalchemy.ext.asyncio import AsyncConnection
 from uuid_utils.compat import uuid7
 
-from llmemory import binary_copy
+from llmemory import binary_copy, models
+from llmemory.assembly import stored_object
 from llmemory.drivers import copy_into, translated_errors
 from llmemory.errors import ConflictError
 from llmemory.filters import Filters
-from llmemory.ingestion import DocumentPlan, StoredChunks, StoredDocument
+from llmemory.ingestion import DocumentPlan, StoredChunks, StoredDocument, token_estimate
 from llmemory.models import Tables
 from llmemory.statements import documents as sql
 from llmemory.statements import queue as queue_sql
+from llmemory.statements.binding import with_values
 from llmemory.statements.filters import parameters, shape_of
 from llmemory.types import (
     Document,
@@ -49,7 +51,6 @@ _CHUNK_COLUMNS = (
     "token_count",
     "language",
 )
-_BYTES_A_TOKEN = 4
 MOVES_A_STATEMENT = 1000
 LONG_CHARACTERS = 1_000_000
 
@@ -67,6 +68,7 @@ class Store:
     def __init__(self, tables: Tables, *, notify: bool = True) -> None:
         self._tables = tables
         self._notify = notify
+        self.schema = tables.schema
 
     async def find(
         self,
@@ -86,6 +88,13 @@ class Store:
             values["external_ids"] = list(external_ids)
         with translated_errors():
             return list((await connection.execute(statement, values)).all())
+
+    async def object_of(
+        self, connection: AsyncConnection, plan: DocumentPlan
+    ) -> models.Document | None:
+        """Return the stored document that `plan` changes as an object; None if it has changed."""
+        with translated_errors():
+            return await connection.run_sync(stored_object, self.schema, plan)
 
     async def chunks_of(
         self,
@@ -304,15 +313,23 @@ class Store:
         external_ids: Sequence[str] | None = None,
     ) -> int:
         """Delete at most `limit` documents that match all that is given; return how many."""
-        chosen: dict[str, Any] = {}
-        if document_ids is not None:
-            chosen["document_ids"] = list(document_ids)
-        if external_ids is not None:
-            chosen["external_ids"] = list(external_ids)
-        statement = sql.delete_documents(self._tables, shape_of(filters), frozenset(chosen))
+        chosen = _chosen(document_ids, external_ids)
+        statement = sql.delete_some_documents(self._tables, shape_of(filters), frozenset(chosen))
         values = {"owner": owner_id, "limit": limit, **chosen, **parameters(filters)}
         with translated_errors():
             return (await connection.execute(statement, values)).rowcount
+
+    def deletion(
+        self,
+        owner_id: str,
+        filters: Filters,
+        document_ids: Sequence[UUID] | None,
+        external_ids: Sequence[str] | None,
+    ) -> Delete:
+        """Return a statement that deletes all documents that match all that is given."""
+        chosen = _chosen(document_ids, external_ids)
+        statement = sql.delete_documents(self._tables, shape_of(filters), frozenset(chosen))
+        return with_values(statement, {"owner": owner_id, **chosen, **parameters(filters)})
 
     async def delete_statistics(self, connection: AsyncConnection, owner_id: str) -> None:
         """Delete what is left of an owner without documents."""
@@ -370,6 +387,13 @@ def stored_document(row: Row[Any]) -> StoredDocument:
 def _document(row: RowMapping) -> Document:
     values = {name: row[name] for name in Document.model_fields if name in row}
     return Document(**{**values, "document_id": str(row["document_id"])})
+
+
+def _chosen(
+    document_ids: Sequence[UUID] | None, external_ids: Sequence[str] | None
+) -> dict[str, Any]:
+    given = {"document_ids": document_ids, "external_ids": external_ids}
+    return {name: list(ids) for name, ids in given.items() if ids is not None}
 
 
 def _by_owner(plans: Iterable[DocumentPlan]) -> list[tuple[str, list[DocumentPlan]]]:
@@ -448,7 +472,6 @@ def _chunk_rows(plans: Iterable[DocumentPlan]) -> Iterator[tuple[bytes, ...]]:
                 binary_copy.raw(chunks.hash_of(position)),
                 binary_copy.integer(chunks.starts[position]),
                 binary_copy.integer(chunks.ends[position]),
-                # An estimate: common tokenizers make one token of some four bytes of English.
-                binary_copy.integer(-(-len(content) // _BYTES_A_TOKEN)),
+                binary_copy.integer(token_estimate(content)),
                 language,
             )

@@ -7,12 +7,15 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeAlias
 from uuid import UUID
 
 import anyio
 import anyio.to_thread
 
+from llmemory import models
+from llmemory.assembly import assembled
 from llmemory.contexts import Contexts
 from llmemory.database import Database, Session
 from llmemory.embedding.base import Embedder, embed_checked
@@ -176,36 +179,111 @@ class Writer:
         before: Prepared | None = None
         while True:
             attempt += 1
-            async with self._database.connect(session) as connection:
-                rows = await self._store.find(connection, owner_id, document_ids=[document_id])
-                if not rows:
-                    raise DocumentNotFoundError(
-                        "This owner has no document of this id; see list_documents.",
-                        document_id=str(document_id),
-                    )
-                stored = stored_document(rows[0])
-                values = {
-                    "owner_id": owner_id,
-                    "content": rows[0].content,
-                    "document_name": stored.document_name,
-                    "document_type": stored.document_type,
-                    "id_at_origin": stored.id_at_origin,
-                    "external_id": stored.external_id,
-                    "additional_metadata": stored.metadata,
-                    "document_date": stored.document_date,
-                    "language": stored.language,
-                }
-                document = await self.check({**values, **changes})
-                chunks: dict[UUID, StoredChunks] = {}
-                if self._is_to_do(document, stored, embed):
-                    chunks = await self._store.chunks_of(
-                        connection, owner_id, [document_id], self._space.space_id
-                    )
-            planned = await self._planned([document], [stored], chunks, before)
+            planned = await self._plan_one(
+                changes, owner_id, document_id, embed=embed, session=session, before=before
+            )
             planned.started = started
             before = prepared = await self.embed(planned, embed=embed)
             if await self._is_written(prepared, session, attempt):
                 return prepared.results(embed)[0]
+
+    async def build(
+        self,
+        given: Mapping[str, Any],
+        *,
+        embed: Embed,
+        session: Session | None,
+        document_id: UUID | None,
+    ) -> models.Document:
+        """Return what ``write`` would do for one document as an object, and write nothing.
+
+        Args:
+            given: The arguments of ``add_document``.
+            embed: "now", or "later" to attach a job.
+            session: The caller's transaction to read in what is stored.
+            document_id: The document that it replaces, if that is not told by its external_id.
+
+        Raises:
+            ConflictError: Others changed the document again and again.
+            DocumentNotFoundError: The owner has no document of this id.
+            ValidationError: A value may not be stored.
+        """
+        document = await self.check(given)
+        if document.external_id is None:
+            # Named by its id, a document keeps its key.
+            given = {name: value for name, value in given.items() if name != "external_id"}
+        before: Prepared | None = None
+        for _ in range(ATTEMPTS):
+            if document_id is None:
+                planned = await self.plan([document], embed=embed, session=session, before=before)
+            else:
+                planned = await self._plan_one(
+                    given,
+                    document.owner_id,
+                    document_id,
+                    embed=embed,
+                    session=session,
+                    before=before,
+                )
+            before = prepared = await self.embed(planned, embed=embed)
+            (plan,) = prepared.plans
+            stored = None
+            if plan.stored is not None:
+                async with self._database.connect(session) as connection:
+                    stored = await self._store.object_of(connection, plan)
+                if stored is None:
+                    continue
+            assemble = partial(
+                assembled,
+                plan,
+                stored,
+                schema=self._store.schema,
+                space_id=self._space.space_id,
+                vectors=prepared.vectors,
+                rows=prepared.rows,
+            )
+            if len(document.content) > INLINE_CHARACTERS:
+                return await anyio.to_thread.run_sync(assemble)
+            return assemble()
+        raise ConflictError("Others change this document all the time; try again.")
+
+    async def _plan_one(
+        self,
+        changes: Mapping[str, Any],
+        owner_id: str,
+        document_id: UUID,
+        *,
+        embed: Embed,
+        session: Session | None,
+        before: Prepared | None,
+    ) -> Planned:
+        """Split what the stored document of this id becomes by `changes`."""
+        async with self._database.connect(session) as connection:
+            rows = await self._store.find(connection, owner_id, document_ids=[document_id])
+            if not rows:
+                raise DocumentNotFoundError(
+                    "This owner has no document of this id; see list_documents.",
+                    document_id=str(document_id),
+                )
+            stored = stored_document(rows[0])
+            values = {
+                "owner_id": owner_id,
+                "content": rows[0].content,
+                "document_name": stored.document_name,
+                "document_type": stored.document_type,
+                "id_at_origin": stored.id_at_origin,
+                "external_id": stored.external_id,
+                "additional_metadata": stored.metadata,
+                "document_date": stored.document_date,
+                "language": stored.language,
+            }
+            document = await self.check({**values, **changes})
+            chunks: dict[UUID, StoredChunks] = {}
+            if self._is_to_do(document, stored, embed):
+                chunks = await self._store.chunks_of(
+                    connection, owner_id, [document_id], self._space.space_id
+                )
+        return await self._planned([document], [stored], chunks, before)
 
     async def plan(
         self,

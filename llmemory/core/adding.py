@@ -7,7 +7,7 @@ from os import PathLike
 from typing import Any
 from uuid import UUID
 
-from llmemory import files
+from llmemory import files, models
 from llmemory.bulk import Bulk, Documents, OnError
 from llmemory.core.lifecycle import Lifecycle
 from llmemory.database import Session
@@ -80,6 +80,75 @@ class Adding(Lifecycle):
         checked = await writer.check(document)
         (result,) = await writer.write([checked], embed=_embed(embed, session), session=session)
         return result
+
+    async def build_document(
+        self,
+        owner_id: Identifier,
+        document_name: str | None,
+        content: str,
+        *,
+        document_type: DocumentType | str = DocumentType.GENERAL,
+        id_at_origin: Identifier | None = None,
+        external_id: Identifier | None = None,
+        additional_metadata: Mapping[str, Any] | None = None,
+        document_date: Moment | None = None,
+        language: str | None = None,
+        document_id: str | UUID | None = None,
+        embed: Embed = "now",
+        session: Session | None = None,
+    ) -> models.Document:
+        """Return a document for you to add to a session of your own, sync or async.
+
+        It has its chunks and their vectors, or a job, and nothing is written before your session
+        flushes: then it is what ``add_document`` would have stored, in your transaction. Where
+        its `external_id` is stored already, or `document_id` is given, it is that document with
+        the changes, which the flush writes; unchanged, it writes nothing. Embedding happens here,
+        so build before your transaction begins.
+
+        Args:
+            owner_id: As in ``add_document``.
+            document_name: As in ``add_document``.
+            content: As in ``add_document``.
+            document_type: As in ``add_document``.
+            id_at_origin: As in ``add_document``.
+            external_id: As in ``add_document``.
+            additional_metadata: As in ``add_document``.
+            document_date: As in ``add_document``.
+            language: As in ``add_document``.
+            document_id: The stored document that this one replaces; it keeps its `external_id`
+                unless you give one.
+            embed: "now", or "later" to attach a job for ``process_pending_embeddings``.
+            session: Your AsyncSession or AsyncConnection, to look there for what is stored.
+
+        Returns:
+            ``session.add(document)``, or ``session.merge(document)`` if your session has loaded
+            the same document before. In another schema than the models' begin the transaction
+            with ``session.connection(execution_options=memory.execution_options)``. The flush
+            raises ``StaleDataError`` or ``IntegrityError`` where somebody changed the document
+            after it was built: roll back and build it again.
+
+        Raises:
+            ValidationError: An argument may not be stored.
+            DocumentNotFoundError: The owner has no document of this `document_id`.
+            EmbeddingError: The embedder failed.
+        """
+        writer = await self._writer()
+        return await writer.build(
+            {
+                "owner_id": owner_id,
+                "document_name": document_name,
+                "content": content,
+                "document_type": document_type,
+                "id_at_origin": id_at_origin,
+                "external_id": external_id,
+                "additional_metadata": additional_metadata,
+                "document_date": document_date,
+                "language": language,
+            },
+            embed=_embed(embed, session),
+            session=session,
+            document_id=None if document_id is None else document_uuid(document_id),
+        )
 
     async def add_documents(
         self,

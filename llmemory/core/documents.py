@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy import Delete
+
 from llmemory.core.lifecycle import Lifecycle
 from llmemory.database import Session
 from llmemory.errors import DocumentNotFoundError, ValidationError
@@ -137,20 +139,50 @@ class StoredDocuments(Lifecycle):
         Raises:
             ValidationError: Nothing was given to choose by; ``delete_owner`` deletes all.
         """
-        owner = checked_identifier(owner_id, "owner_id", self.settings)
-        filters = checked_filters(
-            self.settings,
-            metadata_filter=metadata_filter,
+        chosen = self._chosen(
+            owner_id,
+            document_ids,
+            external_ids,
             document_type=document_type,
             id_at_origin=id_at_origin,
+            metadata_filter=metadata_filter,
             date_from=date_from,
             date_to=date_to,
         )
-        ids = checked_document_ids(document_ids)
-        keys = checked_external_ids(external_ids, self.settings)
-        if ids is None and keys is None and filters.is_empty():
-            raise ValidationError("Nothing to choose by; delete_owner deletes all documents.")
-        return await self._delete(owner, filters, ids, keys, session)
+        return await self._delete(*chosen, session)
+
+    async def delete_statement(
+        self,
+        owner_id: Identifier,
+        document_ids: Sequence[str | UUID] | None = None,
+        *,
+        external_ids: Sequence[Identifier] | None = None,
+        document_type: DocumentType | str | None = None,
+        id_at_origin: Identifier | None = None,
+        metadata_filter: Mapping[str, Any] | None = None,
+        date_from: Moment | None = None,
+        date_to: Moment | None = None,
+    ) -> Delete:
+        """Return a DELETE of what ``delete_documents`` would delete, for you to execute.
+
+        Any session or connection of the same database will do, sync or async. Chunks, vectors and
+        jobs go with their documents. It takes all of them at once.
+
+        Raises:
+            ValidationError: Nothing was given to choose by, or an argument is out of range.
+        """
+        chosen = self._chosen(
+            owner_id,
+            document_ids,
+            external_ids,
+            document_type=document_type,
+            id_at_origin=id_at_origin,
+            metadata_filter=metadata_filter,
+            date_from=date_from,
+            date_to=date_to,
+        )
+        await self._open()
+        return self._store.deletion(*chosen)
 
     async def delete_owner(self, owner_id: Identifier, *, session: Session | None = None) -> int:
         """Delete everything an owner has, some hundred documents a transaction.
@@ -174,6 +206,22 @@ class StoredDocuments(Lifecycle):
         space = await self._open()
         async with self._database.connect(session) as connection:
             return await self._store.statistics(connection, owner, space.space_id)
+
+    def _chosen(
+        self,
+        owner_id: Identifier,
+        document_ids: Sequence[str | UUID] | None,
+        external_ids: Sequence[Identifier] | None,
+        **filters: Any,
+    ) -> tuple[str, Filters, Sequence[UUID] | None, Sequence[str] | None]:
+        """Return by what to choose the documents to delete, checked."""
+        owner = checked_identifier(owner_id, "owner_id", self.settings)
+        checked = checked_filters(self.settings, **filters)
+        ids = checked_document_ids(document_ids)
+        keys = checked_external_ids(external_ids, self.settings)
+        if ids is None and keys is None and checked.is_empty():
+            raise ValidationError("Nothing to choose by; delete_owner deletes all documents.")
+        return owner, checked, ids, keys
 
     async def _delete(
         self,

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 from pydantic import SecretStr
 
 from llmemory import embedding, migrate
+from llmemory.assembly import options_for
 from llmemory.contexts import ChunkContext, Contexts
 from llmemory.database import Database
 from llmemory.embedding.base import Embedder, checked_embedder, provider_of
@@ -67,6 +68,7 @@ class Lifecycle:
         self._contexts = Contexts(chunk_context, settings)
         self._queries = QueryCache(settings.query_cache_size)
         self._database = Database(settings, engine=engine)
+        self.execution_options = options_for(self.schema)
         self._tables = tables_for(self.schema)
         self._store = Store(self._tables, notify=settings.job_notify)
         self._space: Space | None = None

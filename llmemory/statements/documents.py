@@ -48,6 +48,7 @@ __all__ = [
     "delete_chunks",
     "delete_documents",
     "delete_jobs",
+    "delete_some_documents",
     "delete_statistics",
     "existing_by_external_id",
     "existing_by_id",
@@ -382,24 +383,36 @@ def list_documents(tables: Tables, shape: FilterShape) -> AnySelect:
     )
 
 
+def _matching(
+    documents: Table, shape: FilterShape, by: frozenset[str]
+) -> list[ColumnElement[bool]]:
+    where = [_owner(documents), *conditions(documents, shape)]
+    if "document_ids" in by:
+        where.append(_any(documents.c.document_id, "document_ids"))
+    if "external_ids" in by:
+        where.append(_any(documents.c.external_id, "external_ids"))
+    return where
+
+
 @lru_cache(maxsize=256)
 def delete_documents(tables: Tables, shape: FilterShape, by: frozenset[str]) -> Delete:
-    """Delete at most ``limit`` documents that match, so that no transaction grows large.
+    """Delete all documents that match.
 
     Args:
         tables: Where they are.
         shape: Conditions on them.
         by: "document_ids" and "external_ids", where arrays of these are given as well.
     """
+    return delete(tables.documents).where(*_matching(tables.documents, shape, by))
+
+
+@lru_cache(maxsize=256)
+def delete_some_documents(tables: Tables, shape: FilterShape, by: frozenset[str]) -> Delete:
+    """Delete at most ``limit`` documents that match, so that no transaction grows large."""
     documents = tables.documents
-    where = [_owner(documents), *conditions(documents, shape)]
-    if "document_ids" in by:
-        where.append(_any(documents.c.document_id, "document_ids"))
-    if "external_ids" in by:
-        where.append(_any(documents.c.external_id, "external_ids"))
     chosen = (
         select(documents.c.document_id)
-        .where(*where)
+        .where(*_matching(documents, shape, by))
         .order_by(documents.c.document_id)
         .limit(bindparam("limit", type_=Integer))
     )
