@@ -133,6 +133,7 @@ class Memory:
     add_file = blocking(AsyncMemory.add_file)
     search = blocking(AsyncMemory.search)
     search_with_documents = blocking(AsyncMemory.search_with_documents)
+    search_statement = blocking(AsyncMemory.search_statement)
     list_documents = blocking(AsyncMemory.list_documents)
     get_document = blocking(AsyncMemory.get_document)
     update_document = blocking(AsyncMemory.update_document)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -15,13 +15,14 @@ from llmemory.local_settings import local_settings
 from llmemory.models import Tables
 from llmemory.settings import Settings
 from llmemory.spaces import Space
+from llmemory.statements import AnySelect
 from llmemory.statements.filters import parameters, shape_of
-from llmemory.statements.search import EXCLUDED, Passing, SearchShape, search_text
+from llmemory.statements.search import EXCLUDED, Passing, SearchShape, composable, search_text
 from llmemory.types import HalfVectors, SearchResult, SearchType
 from llmemory.validation import SearchRequest
 from llmemory.vector_indexes import PassingCounts, VectorIndex, VectorIndexes
 
-__all__ = ["run_search"]
+__all__ = ["run_search", "search_select"]
 
 MAX_EF_SEARCH = 1000
 
@@ -55,7 +56,49 @@ async def run_search(
     index = None
     if embedding is not None:
         index = await indexes.find(connection, request.owner_id, space.space_id)
-    shape = _shape(request, space, index, indexes.passing, settings)
+    shape, values, local = _prepared(request, space, embedding, index, indexes.passing, settings)
+    text, arguments = search_text(connection.dialect, tables, shape).bound(values)
+    async with local_settings(connection, local):
+        rows = await fetch(connection, text, arguments, past_sqlalchemy=past_sqlalchemy)
+    if rows and "passing" in rows[0] and not shape.has_conditions:
+        indexes.passing.put(request.owner_id, request.filters, rows[0]["passing"])
+    return [_result(row, request) for row in rows]
+
+
+def search_select(
+    tables: Tables,
+    request: SearchRequest,
+    *,
+    space: Space,
+    embedding: HalfVectors | None,
+    index: VectorIndex | None,
+    passing: PassingCounts,
+    settings: Settings,
+) -> AnySelect:
+    """Return `request` as a Select; the arguments are those of ``run_search``."""
+    shape, values, local = _prepared(request, space, embedding, index, passing, settings)
+    if index is not None:
+        # The caller's values are bound, and a plan for any values would be another one.
+        local = {**local, "plan_cache_mode": "force_custom_plan"}
+    return composable(tables, shape, values, local)
+
+
+class _Prepared(NamedTuple):
+    shape: SearchShape
+    values: dict[str, Any]
+    local_settings: dict[str, str | int]
+
+
+def _prepared(
+    request: SearchRequest,
+    space: Space,
+    embedding: HalfVectors | None,
+    index: VectorIndex | None,
+    passing: PassingCounts,
+    settings: Settings,
+) -> _Prepared:
+    """Return which statement it is, what is bound in it, and the settings that its plan needs."""
+    shape = _shape(request, space, index, passing, settings)
     values: dict[str, Any] = {
         "owner": request.owner_id,
         "limit": request.limit,
@@ -76,7 +119,7 @@ async def run_search(
         values["owner_vectors"] = index.vectors
         values["too_many"] = _too_many(request, index, settings)
         if not shape.is_narrowed or shape.passing != "few":
-            local = _local_settings(request, shape, index, indexes.passing, settings)
+            local = _local_settings(request, shape, index, passing, settings)
     if shape.has_conditions:
         required = enumerate(request.query.required, start=1)
         phrases = [(number, phrase) for number, group in required for phrase in group]
@@ -93,12 +136,7 @@ async def run_search(
         values["candidates"] = settings.candidates
         values["alpha"] = request.alpha
         values["pool"] = _pool(request, settings)
-    text, arguments = search_text(connection.dialect, tables, shape).bound(values)
-    async with local_settings(connection, local):
-        rows = await fetch(connection, text, arguments, past_sqlalchemy=past_sqlalchemy)
-    if rows and "passing" in rows[0] and not shape.has_conditions:
-        indexes.passing.put(request.owner_id, request.filters, rows[0]["passing"])
-    return [_result(row, request) for row in rows]
+    return _Prepared(shape, values, local)
 
 
 def _shape(
@@ -149,7 +187,8 @@ def _local_settings(
         # is in the text, and planning takes longer than running it.
         "plan_cache_mode": f"force_{'custom' if is_tried_out else 'generic'}_plan",
         # The ways that are not taken make the plan look worth compiling and more processes.
-        "jit": "off",
+        # Not "jit" itself: asyncpg switches that, and would leave it off for the session.
+        "jit_above_cost": -1,
         "max_parallel_workers_per_gather": 0,
     }
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy import Select
+
+import llmemory.statement_settings  # noqa: F401 - it listens
 from llmemory.core.lifecycle import Lifecycle
 from llmemory.database import Session
 from llmemory.ranking import grouped
-from llmemory.retrieval import run_search
+from llmemory.retrieval import run_search, search_select
 from llmemory.types import (
     DocumentType,
+    HalfVectors,
     Identifier,
     Moment,
     SearchResult,
     SearchResultWithDocuments,
     SearchType,
 )
-from llmemory.validation import checked_filters, checked_search
+from llmemory.validation import SearchRequest, checked_filters, checked_search
 
 DEFAULT_ALPHA = 0.5
 
@@ -81,31 +85,25 @@ class Searching(Lifecycle):
             EmbeddingError: The embedder failed.
             StorageError: The database failed.
         """
-        request = checked_search(
-            owner_id=owner_id,
-            query_text=query_text,
+        request = self._request(
+            owner_id,
+            query_text,
             search_type=search_type,
             limit=limit,
             offset=offset,
-            alpha=self._alpha() if alpha is None else alpha,
+            metadata_filter=metadata_filter,
+            document_type=document_type,
+            id_at_origin=id_at_origin,
+            date_from=date_from,
+            date_to=date_to,
+            alpha=alpha,
             language=language,
-            filters=checked_filters(
-                self.settings,
-                metadata_filter=metadata_filter,
-                document_type=document_type,
-                id_at_origin=id_at_origin,
-                date_from=date_from,
-                date_to=date_to,
-            ),
             min_score=min_score,
             context_window=context_window,
             highlight=highlight,
-            settings=self.settings,
         )
         space = await self._open()
-        query = None
-        if request.search_type is not SearchType.TEXT:
-            query = await self._queries.embed(self.embedder, request.query.text)
+        query = await self._vector_of(request)
         async with self._database.connect(session) as connection:
             return await run_search(
                 connection,
@@ -169,6 +167,112 @@ class Searching(Lifecycle):
                 session=session,
             )
         )
+
+    async def search_statement(
+        self,
+        owner_id: Identifier,
+        query_text: str,
+        *,
+        search_type: SearchType | str = SearchType.HYBRID,
+        limit: int = 10,
+        offset: int = 0,
+        metadata_filter: Mapping[str, Any] | None = None,
+        document_type: DocumentType | str | None = None,
+        id_at_origin: Identifier | None = None,
+        date_from: Moment | None = None,
+        date_to: Moment | None = None,
+        alpha: float | None = None,
+        language: str | None = None,
+        min_score: float | None = None,
+        context_window: int = 0,
+    ) -> Select[*tuple[Any, ...]]:
+        """Return what ``search`` would run, as a Select to execute or to build upon.
+
+        Any session or connection of the same database executes it, sync or async, by itself or as
+        a part of another statement: joined with your tables, as a subquery or CTE, in a UNION. The
+        query is embedded here and now. What you add comes after `limit`: a condition of yours
+        takes hits away, so ask for more of them, or filter by `metadata_filter`.
+
+        Returns:
+            A Select of the hits' ``document_id``, ``chunk_id``, ``score``, ``rank`` (1 is the
+            best), ``owner_id``, ``similarity``, ``lexical_score``, ``vector_rank``,
+            ``text_rank``, ``content``, ``headings``, ``position``, ``start_offset``,
+            ``end_offset``, ``document_name``, ``document_type``, ``metadata``, ``id_at_origin``,
+            ``external_id`` and ``document_date``, and with `context_window` ``context``,
+            ``context_start`` and ``context_end``. By itself its rows come best first; once you
+            have joined it, order by ``rank``.
+
+        Raises:
+            ValidationError: An argument is out of range.
+            EmbeddingError: The embedder failed.
+            StorageError: The database failed.
+        """
+        request = self._request(
+            owner_id,
+            query_text,
+            search_type=search_type,
+            limit=limit,
+            offset=offset,
+            metadata_filter=metadata_filter,
+            document_type=document_type,
+            id_at_origin=id_at_origin,
+            date_from=date_from,
+            date_to=date_to,
+            alpha=alpha,
+            language=language,
+            min_score=min_score,
+            context_window=context_window,
+            highlight=False,
+        )
+        space = await self._open()
+        query = await self._vector_of(request)
+        index = None
+        if query is not None:
+            async with self._database.connect() as connection:
+                index = await self._indexes.find(connection, request.owner_id, space.space_id)
+        return search_select(
+            self._tables,
+            request,
+            space=space,
+            embedding=query,
+            index=index,
+            passing=self._indexes.passing,
+            settings=self.settings,
+        )
+
+    def _request(
+        self,
+        owner_id: Identifier,
+        query_text: str,
+        *,
+        metadata_filter: Mapping[str, Any] | None,
+        document_type: DocumentType | str | None,
+        id_at_origin: Identifier | None,
+        date_from: Moment | None,
+        date_to: Moment | None,
+        alpha: float | None,
+        **others: Any,
+    ) -> SearchRequest:
+        return checked_search(
+            owner_id=owner_id,
+            query_text=query_text,
+            alpha=self._alpha() if alpha is None else alpha,
+            filters=checked_filters(
+                self.settings,
+                metadata_filter=metadata_filter,
+                document_type=document_type,
+                id_at_origin=id_at_origin,
+                date_from=date_from,
+                date_to=date_to,
+            ),
+            settings=self.settings,
+            **others,
+        )
+
+    async def _vector_of(self, request: SearchRequest) -> HalfVectors | None:
+        if request.search_type is SearchType.TEXT:
+            return None
+        return await self._queries.embed(self.embedder, request.query.text)
 
     def _alpha(self) -> float:
         if self.settings.alpha is not None:

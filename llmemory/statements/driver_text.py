@@ -36,6 +36,11 @@ class DriverText:
     _late: Mapping[str, BindParameter[Any]]
     _compiled: SQLCompiler
 
+    @property
+    def parameters(self) -> dict[str, BindParameter[Any]]:
+        """What the values are for, by name; those that stand in the text are literal_execute."""
+        return {name: self._compiled.binds[name] for name in (*self.names, *self._late)}
+
     def bound(self, values: Mapping[str, Any]) -> tuple[str, Arguments]:
         """Return the text and the arguments for `values`."""
         text = self.text

@@ -34,11 +34,12 @@ from llmemory.statements.search.words import text_arm
 from llmemory.statements.values import read_json
 from llmemory.types import SearchType
 
-__all__ = ["search", "search_text"]
+__all__ = ["building", "page_of", "search", "search_text", "with_context", "with_documents"]
 
-# Parts of a statement are shared by being cached. Built in two threads at once, it would have some
-# of one thread's and some of the other's, which are not the same to SQLAlchemy.
-_building = ProcessLock()
+building = ProcessLock()
+"""To be held while one is built. Parts of a statement are shared by being cached: built in two
+threads at once, it would have some of one thread's and some of the other's, which are not the same
+to SQLAlchemy."""
 
 MOST_TEXTS = 1024
 # By driver and not by dialect: each engine has a dialect of its own.
@@ -60,7 +61,7 @@ def search(tables: Tables, shape: SearchShape) -> AnySelect:
     Served by the key of embeddings (vector arm) and by ``ix_chunks_terms`` (word arm), then by the
     keys of chunks and documents for the hits.
     """
-    with _building:
+    with building:
         return _built(tables, shape)
 
 
@@ -70,7 +71,7 @@ def search_text(dialect: Dialect, tables: Tables, shape: SearchShape) -> DriverT
     found = _texts.get(key)
     if found is None:
         statement = search(tables, shape)
-        with _building:
+        with building:
             found = _texts[key] = compiled_for(dialect, statement)
         while len(_texts) > MOST_TEXTS:
             _texts.pop(next(iter(_texts)), None)
@@ -78,22 +79,7 @@ def search_text(dialect: Dialect, tables: Tables, shape: SearchShape) -> DriverT
 
 
 def _built(tables: Tables, shape: SearchShape) -> AnySelect:
-    if shape.search_type is SearchType.HYBRID:
-        found = fused(tables, shape, vector_arm(tables, shape), text_arm(tables, shape))
-    elif shape.search_type is SearchType.VECTOR:
-        found = single(vector_arm(tables, shape), shape.search_type)
-    else:
-        found = single(text_arm(tables, shape), shape.search_type)
-    if shape.min_score:
-        hits = found.subquery("hits_of_any_score")
-        found = select(*hits.c).where(hits.c.score >= bindparam("min_score", type_=Float))
-    page = (
-        found.order_by(column("score").desc(), column("best_rank"), column("chunk_id"))
-        .limit(bindparam("limit", type_=BigInteger))
-        .offset(bindparam("offset", type_=BigInteger))
-        .subquery("page")
-    )
-    statement = with_documents(tables, page)
+    statement = with_documents(tables, page_of(tables, shape))
     if shape.context:
         statement = with_context(tables, statement)
     if shape.highlight:
@@ -103,6 +89,25 @@ def _built(tables: Tables, shape: SearchShape) -> AnySelect:
     if shape.is_narrowed and shape.passing != "many":
         statement = statement.add_columns(passing_count(tables, shape).label("passing"))
     return _for_one_owner(statement)
+
+
+def page_of(tables: Tables, shape: SearchShape) -> Subquery:
+    """Return one page of the hits: which chunks they are, their scores and ranks."""
+    if shape.search_type is SearchType.HYBRID:
+        found = fused(tables, shape, vector_arm(tables, shape), text_arm(tables, shape))
+    elif shape.search_type is SearchType.VECTOR:
+        found = single(vector_arm(tables, shape), shape.search_type)
+    else:
+        found = single(text_arm(tables, shape), shape.search_type)
+    if shape.min_score:
+        hits = found.subquery("hits_of_any_score")
+        found = select(*hits.c).where(hits.c.score >= bindparam("min_score", type_=Float))
+    return (
+        found.order_by(column("score").desc(), column("best_rank"), column("chunk_id"))
+        .limit(bindparam("limit", type_=BigInteger))
+        .offset(bindparam("offset", type_=BigInteger))
+        .subquery("page")
+    )
 
 
 def _for_one_owner(statement: AnySelect) -> AnySelect:
@@ -124,6 +129,7 @@ def _for_one_owner(statement: AnySelect) -> AnySelect:
 
 
 def with_documents(tables: Tables, page: Subquery) -> AnySelect:
+    """Return the hits of a page in order, with their chunks and documents."""
     chunks, documents = tables.chunks, tables.documents
     return (
         select(
