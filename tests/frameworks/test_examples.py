@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from integration.helpers import fetch
 
 REPOSITORY = Path(__file__).parents[2]
 PORT_OPTIONS = {"flask": "--port {}", "uvicorn": "--port {}", "python": "--noreload {}"}
@@ -24,13 +26,28 @@ def service(
     request: pytest.FixtureRequest, database_url: str, tmp_path: Path
 ) -> Iterator[httpx.Client]:
     """A client of the example, which must not complain of anything."""
+    with running(request.param, database_url, tmp_path / "log") as client:
+        yield client
+
+
+@pytest.fixture(params=["flask_orders", "fastapi_orders"])
+def shop(
+    request: pytest.FixtureRequest, database_url: str, tmp_path: Path
+) -> Iterator[httpx.Client]:
+    """A client of an example with orders."""
+    with running(request.param, database_url, tmp_path / "log") as client:
+        yield client
+
+
+@contextmanager
+def running(name: str, database_url: str, log: Path) -> Iterator[httpx.Client]:
+    """Start an example and give a client of it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    program, *arguments = command_of(REPOSITORY / "examples" / f"{request.param}.py")
+    program, *arguments = command_of(REPOSITORY / "examples" / f"{name}.py")
     module = [] if program == "python" else ["-m", program]
     options = PORT_OPTIONS[program].format(port).split()
-    log = tmp_path / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, *module, *arguments, *options],
@@ -103,3 +120,41 @@ def test_the_service(service: httpx.Client) -> None:
     assert (blank.status_code, set(blank.json())) == (422, {"detail"})
     health = service.get("/health").json()
     assert health["healthy"], health
+
+
+def test_an_order_and_its_document(shop: httpx.Client, database_url: str) -> None:
+    """They appear, change and go together, or not at all."""
+
+    def state() -> list[tuple[int, str | None]]:
+        return fetch(
+            database_url,
+            "SELECT amount, content FROM orders FULL JOIN llmemory.documents AS documents "
+            "ON documents.owner_id = document_owner_id "
+            "AND documents.document_id = orders.document_id",
+        )
+
+    def save(number: int, amount: int, text: str) -> int:
+        body = {"amount": amount, "text": text}
+        return shop.put(f"/workspaces/acme/orders/{number}", json=body).status_code
+
+    assert save(1, 0, "Two chairs.") == 409
+    assert save(1, 5, " ") == 422
+    assert state() == []
+    assert save(1, 5, "Two chairs.") == 200
+    assert state() == [(5, "Two chairs.")]
+    assert save(1, -1, "Four tables.") == 409
+    assert state() == [(5, "Two chairs.")]
+    assert save(1, 7, "Four tables.") == 200
+    assert state() == [(7, "Four tables.")]
+    assert save(2, 9, "One table and a lamp.") == 200
+
+    orders = "/workspaces/acme/orders"
+    found = shop.get(orders, params={"query": "tables", "least": 8}).json()
+    assert [(order["number"], order["amount"]) for order in found] == [(2, 9)]
+    found = shop.get(orders, params={"query": "four tables"}).json()
+    assert [order["number"] for order in found] == [1, 2]
+    assert shop.get("/workspaces/other/orders", params={"query": "tables"}).json() == []
+
+    assert shop.delete(f"{orders}/1").status_code == 204
+    assert shop.delete(f"{orders}/1").status_code == 404
+    assert state() == [(9, "One table and a lamp.")]
