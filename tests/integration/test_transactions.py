@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from llmemory import (
     ConflictError,
     EmbeddingError,
     LLMemoryError,
+    SchemaMissing,
     StorageError,
     ValidationError,
 )
@@ -180,6 +182,56 @@ async def test_a_savepoint_rolled_back(
     listed = await memory.list_documents("acme")
     assert [document.document_name for document in listed.documents] == ["b", "a"]
     assert not broken_documents(driver_url)
+
+
+@KINDS
+async def test_the_databases_refusal_is_taken_back_by_a_savepoint_of_the_caller(
+    memory: AsyncMemory, opened: Any, driver_url: str, kind: str
+) -> None:
+    kept = await memory.add_document("acme", "a", "Leave.")
+
+    async def failing(session: Any) -> None:
+        await session.execute(text("ALTER TABLE llmemory.chunks RENAME TO elsewhere"))
+        for call in (
+            memory.search("acme", "leave", session=session),
+            memory.add_document("acme", "b", "Leave.", session=session),
+        ):
+            inner = await session.begin_nested()
+            with pytest.raises(SchemaMissing):
+                await call
+            await inner.rollback()
+
+    async with opened(kind) as session:
+        await memory.add_document("acme", "before", "Leave.", session=session)
+        savepoint = await session.begin_nested()
+        await failing(session)
+        await savepoint.rollback()
+        assert len(await memory.search("acme", "leave", search_type="text", session=session)) == 2
+        await memory.add_document("acme", "after", "Leave.", session=session)
+        await session.commit()
+    listed = await memory.list_documents("acme")
+    names = [document.document_name for document in listed.documents]
+    assert names == ["after", "before", "a"]
+    assert listed.documents[2].document_id == kept.document_id
+    assert not broken_documents(driver_url)
+
+
+def test_every_method_about_documents_takes_a_session() -> None:
+    """The others have transactions of their own, or only return a statement."""
+    without = {
+        name
+        for name, method in inspect.getmembers(AsyncMemory, inspect.isfunction)
+        if not name.startswith("_") and "session" not in inspect.signature(method).parameters
+    }
+    assert without == {
+        "initialize",
+        "close",
+        "health",
+        "maintain",
+        "process_pending_embeddings",
+        "search_statement",
+        "delete_statement",
+    }
 
 
 @KINDS
