@@ -21,6 +21,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Computed,
+    Connection,
     DateTime,
     ForeignKeyConstraint,
     Index,
@@ -32,6 +33,8 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     cast,
+    event,
+    inspect,
     literal,
     text,
 )
@@ -129,7 +132,7 @@ class Document(Base):
     chunk_count: Mapped[int] = mapped_column(Integer)
     created_at: Mapped[datetime]
     # The version as well: a flush on top of somebody else's change raises StaleDataError.
-    updated_at: Mapped[datetime] = mapped_column(onupdate=lambda: datetime.now(UTC))
+    updated_at: Mapped[datetime] = mapped_column()
 
     chunks: Mapped[list[Chunk]] = relationship(
         back_populates="document", order_by="Chunk.position", **_OWNED
@@ -335,6 +338,14 @@ def _distance(embedding: Any, vector: Sequence[float]) -> Any:
     # Cast as the indexes of large owners are, which can serve it then.
     halves = cast(embedding.embedding, HALFVEC(len(vector)))
     return halves.cosine_distance(literal(vector, HalfVector(len(vector))))
+
+
+@event.listens_for(Document, "before_update")
+def _date(mapper: Any, connection: Connection, document: Document) -> None:
+    # Not by the column's onupdate, which statements of the library would have too.
+    state: Any = inspect(document)
+    if state.session.is_modified(document) and not state.attrs.updated_at.history.has_changes():
+        document.updated_at = datetime.now(UTC)
 
 
 class Tables(NamedTuple):

@@ -19,6 +19,7 @@ from sqlalchemy import (
     ColumnClause,
     ColumnElement,
     Dialect,
+    Float,
     TextClause,
     bindparam,
     column,
@@ -58,7 +59,7 @@ def composable(
     parameters = [
         bindparam(
             name,
-            values[name],
+            values[name] if bound.required else bound.value,
             type_=bound.type,
             unique=True,
             literal_execute=bound.literal_execute,
@@ -108,7 +109,10 @@ def _hits(tables: Tables, shape: SearchShape) -> AnySelect:
     first: dict[str | None, ColumnElement[Any]] = {
         "document_id": found.pop("document_id"),
         "chunk_id": found.pop("chunk_id"),
-        "score": found.pop("score"),
+        # Rounding errors of the fusion must not leave the range.
+        "score": func.least(func.greatest(found.pop("score"), 0.0), 1.0, type_=Float).label(
+            "score"
+        ),
         "rank": func.row_number().over(order_by=in_order).label("rank"),
         "owner_id": documents.c.owner_id,
     }
