@@ -248,7 +248,7 @@ class Embedding(Base):
             return _distance(self, vector)
         import numpy as np
 
-        ours, theirs = np.asarray(self.embedding, np.float64), np.asarray(vector, np.float64)
+        ours, theirs = np.array(_numbers(self.embedding)), np.array(_numbers(vector))
         norm = float(np.linalg.norm(ours) * np.linalg.norm(theirs))
         return 1 - float(ours @ theirs) / norm if norm else float("nan")
 
@@ -335,9 +335,15 @@ def _matches(chunk: Any, query: str, owner_id: str | None, language: str | None)
 
 
 def _distance(embedding: Any, vector: Sequence[float]) -> Any:
+    numbers = _numbers(vector)
     # Cast as the indexes of large owners are, which can serve it then.
-    halves = cast(embedding.embedding, HALFVEC(len(vector)))
-    return halves.cosine_distance(literal(vector, HalfVector(len(vector))))
+    halves = cast(embedding.embedding, HALFVEC(len(numbers)))
+    return halves.cosine_distance(literal(numbers, HalfVector(len(numbers))))
+
+
+def _numbers(vector: Any) -> list[float]:
+    # As older releases of pgvector give it, a vector is no sequence.
+    return list(map(float, vector.to_list() if hasattr(vector, "to_list") else vector))
 
 
 @event.listens_for(Document, "before_update")
