@@ -316,9 +316,13 @@ async def test_the_search_runs_in_the_callers_transaction_only(
 
 
 async def test_a_session_that_cannot_be_used_is_named(
-    memory: AsyncMemory, engine: AsyncEngine
+    memory: AsyncMemory, engine: AsyncEngine, driver_url: str
 ) -> None:
     await memory.initialize()
+    async with AsyncSession(engine.execution_options(isolation_level="AUTOCOMMIT")) as session:
+        with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
+            await memory.add_document("acme", "Leave", "25 days.", session=session)
+    assert rows(driver_url) == NOTHING
     async with engine.connect() as connection:
         pass
     for call in (memory.search("acme", "leave", session=connection), add(memory, connection)):
