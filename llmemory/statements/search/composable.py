@@ -86,8 +86,12 @@ def _template(tables: Tables, shape: SearchShape) -> _Template:
     return _Template(text, compiled.parameters, columns)
 
 
+class _TextDialect(PGDialect):
+    driver = "text"
+
+
 # This style alone tells its parameters from what names and texts contain.
-_dialect: Dialect = PGDialect(paramstyle="pyformat")  # type: ignore[no-untyped-call]
+_dialect: Dialect = _TextDialect(paramstyle="pyformat")  # type: ignore[no-untyped-call]
 _MARKS = re.compile(r"%\((\w+)\)s|__\[POSTCOMPILE_(\w+)\]|%%|:")
 
 
