@@ -229,6 +229,9 @@ def test_every_method_about_documents_takes_a_session() -> None:
         "health",
         "maintain",
         "process_pending_embeddings",
+        "run_worker",
+        "list_jobs",
+        "requeue_jobs",
         "search_statement",
         "delete_statement",
     }
