@@ -1048,7 +1048,10 @@ async def test_a_database_that_refuses_rows(
     assert (await memory.get_document("acme", kept.document_id)).content == "Old text."
 
 
-async def test_a_conflict_that_no_retry_solves(memory: AsyncMemory, database_url: str) -> None:
+async def test_a_conflict_that_no_retry_solves(
+    memory: AsyncMemory, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmemory.writer.ATTEMPTS", 8)
     await memory.initialize()
     fetch(database_url, "CREATE UNIQUE INDEX one_name ON llmemory.documents (document_name)")
     await memory.add_document("acme", "Name", "b")

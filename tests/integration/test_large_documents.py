@@ -250,7 +250,7 @@ def test_memory_stays_below_ten_times_the_size(
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("driver", "embedder"),
-    [("postgresql", "hash"), ("postgresql+psycopg", "hash"), ("postgresql", "static")],
+    [("postgresql+psycopg", "hash"), ("postgresql", "static")],
 )
 def test_memory_with_very_many_sections(
     database_url: str, tmp_path: Path, driver: str, embedder: str
