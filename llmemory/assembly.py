@@ -120,7 +120,7 @@ def assembled(
         if plan.to_embed_count:
             _queue(document, space_id, now)
         return document
-    document.jobs = []
+    document.jobs = [job for job in document.jobs if job.space_id != space_id]
     for (position, _), row in zip(plan.to_embed(), rows, strict=True):
         chunk = document.chunks[position]
         chunk.embeddings.append(

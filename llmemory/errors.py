@@ -60,7 +60,7 @@ class ConfigurationError(LLMemoryError):
 class EmbedderMismatchError(ConfigurationError):
     """The stored vectors were made by another model than the embedder in use.
 
-    Open the memory with the stored model, or use another schema.
+    Open the memory with the stored model, use another schema, or ``reembed``.
 
     Attributes:
         stored: Model and dimensions of the stored vectors.

@@ -7,15 +7,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from llmemory import migrate
 from llmemory.database import Database
+from llmemory.drivers import translated_errors
 from llmemory.embedding.base import Embedder
 from llmemory.errors import ClosedError, LLMemoryError
-from llmemory.models import tables_for
+from llmemory.models import Tables
+from llmemory.spaces import Identity, identity_of, stored_spaces, usable_space
 from llmemory.statements.queue import count_jobs
 from llmemory.store import queue_statistics
-from llmemory.types import Health
+from llmemory.types import Health, QueueStatistics
 
 __all__ = ["check_health"]
 
@@ -25,8 +28,8 @@ _VERSIONS = text(
 )
 
 
-async def check_health(database: Database, schema: str, embedder: Embedder) -> Health:
-    """Return what can be found out about `schema`; what fails becomes ``problem``.
+async def check_health(database: Database, tables: Tables, embedder: Embedder) -> Health:
+    """Return what can be found out about a schema; what fails becomes ``problem``.
 
     Raises:
         ClosedError: The database was closed.
@@ -36,12 +39,14 @@ async def check_health(database: Database, schema: str, embedder: Embedder) -> H
         "pgvector_version": None,
         "revision": None,
         "latency_ms": None,
+        "embedding_state": None,
         "queue": None,
     }
     problem = None
     try:
         async with database.connect() as connection:
-            await connection.run_sync(_look, schema, found)
+            await connection.run_sync(_look, tables.schema, found)
+            await _look_at_spaces(connection, tables, identity_of(embedder), found)
     except ClosedError:
         raise
     except LLMemoryError as error:
@@ -49,7 +54,7 @@ async def check_health(database: Database, schema: str, embedder: Embedder) -> H
     return Health(
         healthy=problem is None,
         problem=problem,
-        schema_name=schema,
+        schema_name=tables.schema,
         expected_revision=migrate.HEAD,
         embedding_model=embedder.model,
         embedding_dimensions=embedder.dimensions,
@@ -64,6 +69,21 @@ def _look(connection: Connection, schema: str, found: dict[str, Any]) -> None:
     found.update(versions)
     found["revision"] = migrate.revision_of(connection, schema)
     migrate.check(connection, schema)
-    now = datetime.now(UTC)
-    counting = count_jobs(tables_for(schema), of_owner=False, of_space=False)
-    found["queue"] = queue_statistics(connection.execute(counting, {"now": now}).one(), now)
+
+
+async def _look_at_spaces(
+    connection: AsyncConnection, tables: Tables, wanted: Identity, found: dict[str, Any]
+) -> None:
+    spaces = await stored_spaces(connection, tables)
+    found["queue"] = QueueStatistics()
+    for space in spaces:
+        if space.identity == wanted:
+            found["embedding_state"] = space.public_state
+            now = datetime.now(UTC)
+            with translated_errors():
+                counted = await connection.execute(
+                    count_jobs(tables, of_owner=False), {"now": now, "space": space.space_id}
+                )
+            found["queue"] = queue_statistics(counted.one(), now)
+    if any(space.is_default for space in spaces):
+        usable_space(spaces, tables.schema, wanted)

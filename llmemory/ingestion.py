@@ -209,6 +209,11 @@ class DocumentPlan:
         """How many chunks there are whose texts must be embedded."""
         return 0 if self.chunks is None else self.chunks.want_vectors.count(1)
 
+    @property
+    def has_new_chunks(self) -> bool:
+        """Whether there are chunks that no space has a vector of."""
+        return self.chunks is not None and 0 in self.chunks.are_stored
+
     def to_embed(self) -> Iterator[tuple[int, bytes]]:
         """Yield position and hash of each of these chunks."""
         if (chunks := self.chunks) is not None:

@@ -335,13 +335,22 @@ async def requeue_jobs(
     connection: AsyncConnection,
     tables: Tables,
     *,
-    owner_id: str | None,
-    document_ids: Sequence[UUID] | None,
+    owner_id: str | None = None,
+    document_ids: Sequence[UUID] | None = None,
+    space_id: int | None = None,
 ) -> int:
     """Make the failed jobs of an owner, or of all, due again; return how many they were."""
     statement = sql.requeue_jobs(
-        tables, of_owner=owner_id is not None, of_documents=document_ids is not None
+        tables,
+        of_owner=owner_id is not None,
+        of_documents=document_ids is not None,
+        of_space=space_id is not None,
     )
-    values = {"now": datetime.now(UTC), "owner": owner_id, "document_ids": document_ids}
+    values = {
+        "now": datetime.now(UTC),
+        "owner": owner_id,
+        "document_ids": document_ids,
+        "space": space_id,
+    }
     with translated_errors():
         return int((await connection.execute(statement, values)).rowcount)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -10,14 +11,16 @@ from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 import anyio
-from sqlalchemy import Row, text
+from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from llmemory.database import Database
 from llmemory.drivers import translated_errors
 from llmemory.errors import ConfigurationError, LLMemoryError
 from llmemory.models import Tables
+from llmemory.session_lock import session_lock
 from llmemory.settings import Settings
+from llmemory.spaces import StoredSpace, stored_spaces
 from llmemory.statements import maintenance as sql
 from llmemory.statements import vector_indexes as indexes_sql
 from llmemory.types import DocumentAddResult, MaintenanceProgress, MaintenanceResult
@@ -32,10 +35,6 @@ SAMPLED_CHUNKS = 50_000
 
 BULK_CHUNKS = 1_000
 POLL_S = 0.5
-
-# What takes long must neither be cut off nor leave anything set for the connection's next user.
-_PREPARE = text("SELECT set_config('statement_timeout', '0', false)")
-_RESTORE = text("RESET statement_timeout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ class Maintenance:
         """
         async with self._database.connect() as connection:
             await self._check_owner(connection)
-            async with self._locked(connection) as is_ours:
+            async with session_lock(connection, self._lock_name) as is_ours:
                 if not is_ours:
                     return MaintenanceResult(is_busy=True)
                 analyzed = await self._analyze(connection)
@@ -90,6 +89,43 @@ class Maintenance:
                     owners_left_out=left_out,
                 )
 
+    async def prepare_space(self, space_id: int) -> int:
+        """Make a space that has been filled fast to search; return how many indexes were built.
+
+        It waits for another run to end.
+        """
+        async with (
+            self._database.connect() as connection,
+            session_lock(connection, self._lock_name, wait=True),
+        ):
+            with translated_errors():
+                await connection.execute(sql.analyze(self._tables.embeddings))
+            built, _, _ = await self._tend_indexes(connection, only=space_id)
+            return built
+
+    async def drop_indexes(self, space_id: int) -> None:
+        """Drop the indexes of a space. It waits for another run to end."""
+        async with (
+            self._database.connect() as connection,
+            session_lock(connection, self._lock_name, wait=True),
+        ):
+            for index in await stored_indexes(connection, self._tables):
+                if indexes_sql.space_of(index.name) == space_id:
+                    await self._drop(connection, index.name)
+
+    @property
+    def _lock_name(self) -> str:
+        return f"llmemory maintenance {self._tables.schema}"
+
+    async def check_owner(self) -> None:
+        """Check that the role may do all this.
+
+        Raises:
+            ConfigurationError: The role does not own the tables.
+        """
+        async with self._database.connect() as connection:
+            await self._check_owner(connection)
+
     async def _check_owner(self, connection: AsyncConnection) -> None:
         names = [table.name for table in self._planned_tables()]
         values = {"schema_name": self._tables.schema, "table_names": names}
@@ -100,28 +136,6 @@ class Maintenance:
                 f'Maintaining schema "{self._tables.schema}" needs the role that owns its tables. '
                 "Connect as the role that migrates, or be granted it."
             )
-
-    @asynccontextmanager
-    async def _locked(self, connection: AsyncConnection) -> AsyncIterator[bool]:
-        values = {"lock_name": f"llmemory maintenance {self._tables.schema}"}
-        with translated_errors():
-            is_ours = (await connection.execute(sql.TRY_LOCK, values)).scalar_one()
-        if not is_ours:
-            yield False
-            return
-        try:
-            with translated_errors():
-                await connection.execute(_PREPARE)
-            yield True
-        finally:
-            # The lock and the setting end with the session, if that is lost.
-            if not connection.invalidated:
-                with anyio.CancelScope(shield=True):
-                    try:
-                        await connection.execute(_RESTORE)
-                        await connection.execute(sql.UNLOCK, values)
-                    except Exception:
-                        await connection.invalidate()
 
     async def _analyze(self, connection: AsyncConnection) -> list[str]:
         tables = self._planned_tables()
@@ -169,11 +183,28 @@ class Maintenance:
                 )
         return len(due)
 
-    async def _tend_indexes(self, connection: AsyncConnection) -> tuple[int, int, int]:
-        stored = await stored_indexes(connection, self._tables)
+    async def _tend_indexes(
+        self, connection: AsyncConnection, only: int | None = None
+    ) -> tuple[int, int, int]:
+        """Build and drop, in all spaces but those that are being filled, or in one of these."""
+        spaces = await stored_spaces(connection, self._tables)
+        # Filling a space is many times slower with its indexes: they come last.
+        filling = {space.space_id for space in spaces if space.state == "filling"}
+
+        def is_tended(space_id: int) -> bool:
+            return space_id not in filling if only is None else space_id == only
+
+        stored = [
+            index
+            for index in await stored_indexes(connection, self._tables)
+            if is_tended(indexes_sql.space_of(index.name))
+        ]
         valid = {index.name for index in stored if index.is_valid}
-        eligible = await self._eligible(connection, valid)
-        wanted = eligible[: self._settings.hnsw_max_indexes]
+        eligible = await self._eligible(
+            connection, valid, [space for space in spaces if is_tended(space.space_id)]
+        )
+        most = self._settings.hnsw_max_indexes
+        wanted = [index for group in eligible for index in group[:most]]
         names = {index.name for index in wanted}
         # What a run that was broken off has left behind takes space and time at every write.
         broken = [index.name for index in stored if not index.is_valid]
@@ -185,19 +216,28 @@ class Maintenance:
         outgrown = sorted(valid - names)
         for name in outgrown:
             await self._drop(connection, name)
-        return len(missing), len(broken) + len(outgrown), len(eligible) - len(wanted)
+        left_out = sum(map(len, eligible)) - len(wanted)
+        return len(missing), len(broken) + len(outgrown), left_out
 
-    async def _eligible(self, connection: AsyncConnection, valid: set[str]) -> list[_Wanted]:
-        """Return whose vectors are to have an index, the largest first."""
+    async def _eligible(
+        self, connection: AsyncConnection, valid: set[str], spaces: Sequence[StoredSpace]
+    ) -> list[list[_Wanted]]:
+        """Return for each space whose vectors are to have an index, the largest first."""
         minimum = self._settings.hnsw_owner_vectors
+        dimensions = {
+            space.space_id: space.dimensions for space in spaces if space.state != "dropped"
+        }
         with translated_errors():
-            result = await connection.execute(sql.spaces(self._tables))
-            dimensions = {row.space_id: row.dimensions for row in result}
             result = await connection.execute(
                 sql.vectors_of_large_owners(self._tables), {"least": -(-minimum // 4)}
             )
-        large = [self._wanted(row, dimensions) for row in result if row.space_id in dimensions]
-        return [index for index in large if index.vectors >= minimum or index.name in valid]
+        groups: defaultdict[int, list[_Wanted]] = defaultdict(list)
+        for row in result:
+            if row.space_id in dimensions:
+                index = self._wanted(row, dimensions)
+                if index.vectors >= minimum or index.name in valid:
+                    groups[row.space_id].append(index)
+        return list(groups.values())
 
     def _wanted(self, row: Row[Any], dimensions: dict[int, int]) -> _Wanted:
         length = dimensions[row.space_id]

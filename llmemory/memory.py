@@ -93,10 +93,8 @@ class Memory:
         )
         self.settings = core.settings
         self.schema = core.schema
-        self.embedder = core.embedder
         self.execution_options = core.execution_options
         self._engine = engine
-        self._embedder = embedder
         self._chunk_context = chunk_context
         self._is_closed = False
         self._pid = os.getpid()
@@ -126,6 +124,11 @@ class Memory:
             chunk_context=chunk_context,
         )
 
+    @property
+    def embedder(self) -> Embedder:
+        """What makes the vectors; ``reembed`` puts another in its place."""
+        return self._inner.embedder
+
     initialize = blocking(AsyncMemory.initialize)
     add_document = blocking(AsyncMemory.add_document)
     build_document = blocking(AsyncMemory.build_document)
@@ -148,6 +151,9 @@ class Memory:
     requeue_jobs = blocking(AsyncMemory.requeue_jobs)
     maintain = blocking(AsyncMemory.maintain)
     health = blocking(AsyncMemory.health)
+    reembed = blocking(AsyncMemory.reembed)
+    list_spaces = blocking(AsyncMemory.list_spaces)
+    drop_space = blocking(AsyncMemory.drop_space)
 
     def close(self) -> None:
         """Close the connections that this memory opened. Later calls raise ClosedError."""
@@ -179,16 +185,18 @@ class Memory:
         return self._inner
 
     def _renew(self) -> None:
+        # An embedder that the settings made may hold what belongs to the parent.
+        given = self.embedder if self._inner.embedder is not self._inner._own_embedder else None
         core = AsyncMemory(
             schema=self.schema,
-            embedder=self._embedder,
+            embedder=given,
             settings=self.settings,
             chunk_context=self._chunk_context,
         )
         _cores.add(core)
         self._finalizer.detach()
         self._finalizer = weakref.finalize(self, _close_core, core, os.getpid())
-        self.embedder, self._inner = core.embedder, core
+        self._inner = core
         # Last: other threads take the core once this is right.
         self._pid = os.getpid()
 

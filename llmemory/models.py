@@ -254,7 +254,10 @@ class Embedding(Base):
 
 
 class EmbeddingSpace(Base):
-    """A model whose vectors are stored. The one table without an owner."""
+    """A model whose vectors are stored. The one table without an owner.
+
+    A row stays when its vectors are dropped: its number never comes to mean another model.
+    """
 
     __tablename__ = "embedding_spaces"
     __table_args__ = (
@@ -265,7 +268,7 @@ class EmbeddingSpace(Base):
             unique=True,
             postgresql_where=text("is_default"),
         ),
-        CheckConstraint("state IN ('filling', 'ready')", name="state"),
+        CheckConstraint("state IN ('filling', 'ready', 'refilling', 'dropped')", name="state"),
     )
 
     space_id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)

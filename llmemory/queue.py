@@ -26,7 +26,7 @@ from llmemory.errors import (
 from llmemory.jobs import JOBS_A_CLAIM, Chunk, Claim, Job, Jobs, Settlement, released
 from llmemory.models import Tables
 from llmemory.settings import Settings
-from llmemory.spaces import Space
+from llmemory.spaces import Model, Space, check_space, hold_space
 
 __all__ = ["Queue", "Turn"]
 
@@ -71,6 +71,8 @@ class Turn:
 class Queue:
     """Works on the jobs of one schema and space.
 
+    Those of other spaces belong to workers that have the embedders of these.
+
     A job is leased in one transaction, embedded outside any, and finished in another: a worker
     that dies leaves a lease that runs out. A turn takes a bounded portion of one owner's chunks,
     however large the documents are and however many wait.
@@ -85,8 +87,9 @@ class Queue:
         contexts: Contexts,
         settings: Settings,
     ) -> None:
+        self.model = Model(embedder, space)
         self._database = database
-        self._embedder = embedder
+        self._tables = tables
         self._contexts = contexts
         self._settings = settings
         self._jobs = Jobs(database, tables, space.space_id, lease_s=settings.job_lease_s)
@@ -101,6 +104,7 @@ class Queue:
         Raises:
             EmbeddingError: Documents were not finished, which wait to be tried again. All others
                 were worked on, unless the embedder does not work at all.
+            EmbedderMismatchError: The vectors of the space were dropped.
             StorageError: The database failed.
         """
         finished = setbacks = 0
@@ -132,6 +136,7 @@ class Queue:
             job_limit: Most documents to work on.
 
         Raises:
+            EmbedderMismatchError: The vectors of the space were dropped.
             StorageError: The database failed; what was leased is given back later.
         """
         while self._unreleased:
@@ -141,12 +146,15 @@ class Queue:
         while True:
             owner = await self._next_owner() if owner_id is None else owner_id
             if owner is None or owner in passed_over:
-                return None
+                break
             claim = await self._claim(owner, job_limit)
             if claim is not None:
                 return await self._work(claim)
             # Other workers are about to lease what was due.
             passed_over.add(owner)
+        async with self._database.connect() as connection:
+            await check_space(connection, self._tables, self.model.space)
+        return None
 
     async def _next_owner(self) -> str | None:
         """Return whose turn it is: in order, and at first anyone's, so that no name comes first."""
@@ -180,7 +188,7 @@ class Queue:
                     claim, limit=self._portion, with_documents=self._contexts.are_made
                 )
                 made = await embed_what_is_possible(
-                    self._embedder,
+                    self.model.embedder,
                     await self._contexts.texts([chunk.text for chunk in chunks]),
                     batch_size=self._settings.embedding_batch_size,
                 )
@@ -226,6 +234,7 @@ class Queue:
         """
         read_at = {chunk.document_id: chunk.updated_at for chunk in chunks}
         async with self._database.transaction() as connection:
+            await hold_space(connection, self._tables, self.model.space)
             locked = await self._jobs.lock(connection, claim)
             changed = {
                 document_id

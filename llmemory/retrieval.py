@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -14,7 +14,7 @@ from llmemory.highlighting import highlighted
 from llmemory.local_settings import local_settings
 from llmemory.models import Tables
 from llmemory.settings import Settings
-from llmemory.spaces import Space
+from llmemory.spaces import SEARCHED, Space, mismatch, stored_spaces, usable_space
 from llmemory.statements import AnySelect
 from llmemory.statements.filters import parameters, shape_of
 from llmemory.statements.search import EXCLUDED, Passing, SearchShape, composable, search_text
@@ -52,6 +52,9 @@ async def run_search(
         indexes: What is known of the owners' HNSW indexes.
         settings: How many candidates there are, and how the index is searched.
         past_sqlalchemy: Whether nobody else listens to what runs on the connection.
+
+    Raises:
+        EmbedderMismatchError: The vectors of the space were dropped.
     """
     index = None
     if embedding is not None:
@@ -62,6 +65,8 @@ async def run_search(
         rows = await fetch(connection, text, arguments, past_sqlalchemy=past_sqlalchemy)
     if rows and "passing" in rows[0] and not shape.has_conditions:
         indexes.passing.put(request.owner_id, request.filters, rows[0]["passing"])
+    if embedding is not None:
+        await _check_space(connection, tables, space, rows)
     return [_result(row, request) for row in rows]
 
 
@@ -191,6 +196,18 @@ def _local_settings(
         "jit_above_cost": -1,
         "max_parallel_workers_per_gather": 0,
     }
+
+
+async def _check_space(
+    connection: AsyncConnection, tables: Tables, space: Space, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Refuse what was found while the vectors of `space` were being dropped."""
+    if rows and rows[0]["space_state"] in SEARCHED:
+        return
+    spaces = await stored_spaces(connection, tables)
+    usable_space(spaces, tables.schema, space.identity)
+    if rows:
+        raise mismatch(spaces, tables.schema, space.identity)
 
 
 def _pool(request: SearchRequest, settings: Settings) -> int:

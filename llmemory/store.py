@@ -22,6 +22,7 @@ from llmemory.errors import ConflictError
 from llmemory.filters import Filters
 from llmemory.ingestion import DocumentPlan, StoredChunks, StoredDocument, token_estimate
 from llmemory.models import Tables
+from llmemory.spaces import Space, spaces_to_feed, stored_spaces
 from llmemory.statements import documents as sql
 from llmemory.statements import queue as queue_sql
 from llmemory.statements.binding import with_values
@@ -74,12 +75,13 @@ class Store:
         self,
         connection: AsyncConnection,
         owner_id: str,
+        space_id: int,
         *,
         external_ids: Sequence[str] = (),
         document_ids: Sequence[UUID] = (),
     ) -> list[Row[Any]]:
         """Return the stored documents with these ids; those found by document id with content."""
-        values: dict[str, Any] = {"owner": owner_id}
+        values: dict[str, Any] = {"owner": owner_id, "space": space_id}
         if document_ids:
             statement = sql.existing_by_id(self._tables)
             values["document_ids"] = list(document_ids)
@@ -116,21 +118,24 @@ class Store:
         connection: AsyncConnection,
         plans: Sequence[DocumentPlan],
         *,
-        space_id: int,
+        space: Space,
         vectors: HalfVectors | None,
         rows: Sequence[int],
     ) -> None:
         """Write documents, chunks and vectors, or jobs in place of the vectors.
 
+        Where another space is to have vectors of every chunk, new ones get jobs for it as well.
+
         Args:
             connection: In a transaction.
             plans: What to write.
-            space_id: Space of the vectors or jobs.
+            space: Space of the vectors or jobs.
             vectors: One per text that the plans have to embed; None leaves jobs.
             rows: Which of them each chunk to embed has, in the order of the plans.
 
         Raises:
             ConflictError: A document is not what its plan was made for; nothing must be committed.
+            EmbedderMismatchError: The space was dropped; nothing must be committed.
         """
         now = datetime.now(UTC)
         with translated_errors():
@@ -143,10 +148,16 @@ class Store:
                 _CHUNK_COLUMNS,
                 binary_copy.blocks(_chunk_rows(plans)),
             )
+            spaces = await stored_spaces(connection, self._tables)
+            others = spaces_to_feed(spaces, self._tables.schema, space.space_id)
             if vectors is None:
-                await self._queue(connection, plans, space_id, now)
+                wanting = [plan for plan in plans if plan.to_embed_count]
+                await self._queue(connection, wanting, space.space_id, now)
             else:
-                await self._write_vectors(connection, plans, space_id, vectors, rows)
+                await self._write_vectors(connection, plans, space.space_id, vectors, rows)
+            for other in others:
+                new = [plan for plan in plans if plan.has_new_chunks]
+                await self._queue(connection, new, other, now)
 
     async def _write_documents(
         self, connection: AsyncConnection, plans: Sequence[DocumentPlan], now: datetime
@@ -237,7 +248,11 @@ class Store:
         ):
             await connection.execute(
                 sql.delete_jobs(self._tables),
-                {"owner": owner_id, "document_ids": [plan.document_id for plan in embedded]},
+                {
+                    "owner": owner_id,
+                    "document_ids": [plan.document_id for plan in embedded],
+                    "space": space_id,
+                },
             )
 
     async def _queue(
@@ -247,7 +262,7 @@ class Store:
         space_id: int,
         now: datetime,
     ) -> None:
-        waiting = _by_owner(plan for plan in plans if plan.to_embed_count)
+        waiting = _by_owner(plans)
         for owner_id, group in waiting:
             await connection.execute(
                 sql.upsert_jobs(self._tables),
@@ -347,11 +362,13 @@ class Store:
         rows = result.all()
         queue = queue_statistics(rows[0], now)
         counted = [row for row in rows if row.document_type is not None]
+        by_space = {int(key): count for key, count in json.loads(rows[0].vectors or "{}").items()}
         return OwnerStatistics(
             owner_id=owner_id,
             document_count=sum(row.documents for row in counted),
             chunk_count=sum(row.chunks for row in counted),
-            embedding_count=rows[0].vectors,
+            embedding_count=by_space.get(space_id, 0),
+            embeddings_by_space=by_space,
             pending_embeddings=queue.waiting + queue.running,
             content_bytes=sum(row.bytes for row in counted),
             documents_by_type={row.document_type: row.documents for row in counted},

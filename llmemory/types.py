@@ -18,6 +18,7 @@ __all__ = [
     "DocumentListResult",
     "DocumentType",
     "EmbeddingJob",
+    "EmbeddingSpaceStatus",
     "HalfVectors",
     "Health",
     "MaintenanceProgress",
@@ -28,9 +29,11 @@ __all__ = [
     "Progress",
     "QueueProgress",
     "QueueStatistics",
+    "ReembedResult",
     "SearchResult",
     "SearchResultWithDocuments",
     "SearchType",
+    "SpaceState",
     "Vectors",
 ]
 
@@ -57,6 +60,8 @@ Timestamp: TypeAlias = Annotated[datetime, AfterValidator(lambda value: value.as
 
 JobState: TypeAlias = Literal["waiting", "running", "failed"]
 """Where a document is in the queue."""
+SpaceState: TypeAlias = Literal["in use", "replaced", "refilling", "filling", "dropped"]
+"""What the vectors of a model are there for."""
 
 
 class _Choice(StrEnum):
@@ -344,9 +349,12 @@ class OwnerStatistics(_Value):
     Attributes:
         documents_by_type: Number of documents of each type that occurs.
         content_bytes: Size of all contents, in bytes of UTF-8.
-        embedding_count: Vectors in the space that searches use.
-        pending_embeddings: Documents whose vectors wait to be made or are being made.
+        embedding_count: Vectors in the space that this memory searches.
+        pending_embeddings: Documents whose vectors in it wait to be made or are being made.
         queue: The same in detail, with those that were given up.
+        embeddings_by_space: Vectors in each space that has any, by the ``space_id`` of
+            ``list_spaces``: there are several while the model is being changed, and until the
+            vectors of the former one are dropped.
     """
 
     owner_id: str
@@ -355,6 +363,7 @@ class OwnerStatistics(_Value):
     embedding_count: int
     pending_embeddings: int
     content_bytes: int
+    embeddings_by_space: builtins.dict[int, int] = Field(default_factory=dict)
     documents_by_type: builtins.dict[DocumentType, int] = Field(default_factory=dict)
     queue: QueueStatistics = Field(default_factory=QueueStatistics)
 
@@ -363,10 +372,16 @@ class Health(_Value):
     """Whether a memory can work.
 
     Attributes:
-        healthy: True if the database answers and its schema is the one the library needs.
+        healthy: True if the database answers, its schema is the one the library needs, and its
+            vectors are of the embedder in use.
         problem: What is wrong and what to do; None if nothing is.
+        embedding_state: What the vectors of the embedder in use are there for: "in use" by
+            memories that are made now; "replaced" by those of another model, but searched by
+            memories that have this embedder still, and "refilling" when these go back to it;
+            "filling" until they are complete; "dropped". None if there are none.
         latency_ms: Milliseconds for one round trip to the database; None if it did not answer.
-        queue: Documents of all owners that wait for vectors; None if they could not be counted.
+        queue: Documents of all owners that wait for vectors of the embedder in use; None if they
+            could not be counted.
     """
 
     healthy: bool
@@ -378,6 +393,7 @@ class Health(_Value):
     pgvector_version: str | None
     embedding_model: str | None
     embedding_dimensions: int | None
+    embedding_state: SpaceState | None = None
     latency_ms: float | None
     queue: QueueStatistics | None = None
 
@@ -398,8 +414,51 @@ class Progress(_Value):
     failed: int = 0
 
 
+class EmbeddingSpaceStatus(_Value):
+    """The vectors of one model, in one schema.
+
+    Attributes:
+        space_id: A number that never comes to mean another model.
+        provider: Where the model comes from, as the embedder says.
+        model: Its name.
+        dimensions: Length of the vectors.
+        state: "in use" by memories that are made now; "replaced" by another, but searched by
+            memories that have the former embedder still; "filling" while ``reembed`` makes the
+            vectors, or after it was broken off, and "refilling" where they were complete once and
+            are searched; "dropped".
+        vectors: Vectors there are.
+        missing: Chunks without one.
+    """
+
+    space_id: int
+    provider: str
+    model: str
+    dimensions: int
+    state: SpaceState
+    vectors: int
+    missing: int
+
+
+class ReembedResult(_Value):
+    """What ``reembed`` has done.
+
+    Attributes:
+        space_id: The space that is the default now.
+        replaced_space_id: The one that was until then; None if it was the same.
+        embeddings_created: Vectors made by this call.
+        indexes_built: HNSW indexes made before the switch.
+        embeddings_dropped: Vectors of other models deleted by this call.
+    """
+
+    space_id: int
+    replaced_space_id: int | None
+    embeddings_created: int
+    indexes_built: int
+    embeddings_dropped: int = 0
+
+
 class MaintenanceProgress(_Value):
-    """How far ``maintain`` has come.
+    """How far ``maintain`` or ``reembed`` has come.
 
     Attributes:
         step: What is being done, such as "building an index".

@@ -6,13 +6,13 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 
 from llmemory.database import Database
-from llmemory.errors import LLMemoryError, ProviderUnavailable, StorageError
+from llmemory.errors import EmbedderMismatchError, LLMemoryError, ProviderUnavailable, StorageError
 from llmemory.notifications import can_listen, listen
 from llmemory.queue import Queue, Turn
 from llmemory.settings import Settings
@@ -34,6 +34,7 @@ class Worker:
 
     Args:
         queue: What to work on.
+        renew: Returns the same queue, or another one once the memory has another model.
         database: Where to listen for hints.
         schema: Whose hints.
         settings: How often to look, and whether to listen.
@@ -44,6 +45,7 @@ class Worker:
     def __init__(
         self,
         queue: Queue,
+        renew: Callable[[Queue], Awaitable[Queue]],
         database: Database,
         schema: str,
         settings: Settings,
@@ -52,6 +54,7 @@ class Worker:
         on_progress: Callable[[QueueProgress], Any] | None = None,
     ) -> None:
         self._queue = queue
+        self._renew = renew
         self._database = database
         self._schema = schema
         self._settings = settings
@@ -69,7 +72,7 @@ class Worker:
 
         Raises:
             LLMemoryError: What trying again does not mend: the memory was closed, the login is
-                refused, the tables are gone.
+                refused, the tables are gone, the vectors of its embedder were dropped.
         """
         listening = asyncio.create_task(self._listen()) if self._settings.job_notify else None
         try:
@@ -84,8 +87,14 @@ class Worker:
         finished = setbacks = 0
         while not self._is_to_stop():
             self._hint.clear()
+            queue = self._queue = await self._renew(self._queue)
             try:
-                turn = await self._queue.take_turn(owner_id)
+                turn = await queue.take_turn(owner_id)
+            except EmbedderMismatchError:
+                # The model was changed in the middle of a turn, and the former vectors dropped.
+                if await self._renew(queue) is queue:
+                    raise
+                continue
             except StorageError as error:
                 setbacks += 1
                 await self._pause(setbacks, error)

@@ -259,7 +259,9 @@ class Writer:
     ) -> Planned:
         """Split what the stored document of this id becomes by `changes`."""
         async with self._database.connect(session) as connection:
-            rows = await self._store.find(connection, owner_id, document_ids=[document_id])
+            rows = await self._store.find(
+                connection, owner_id, self._space.space_id, document_ids=[document_id]
+            )
             if not rows:
                 raise DocumentNotFoundError(
                     "This owner has no document of this id; see list_documents.",
@@ -372,7 +374,9 @@ class Writer:
             return found, chunks
         async with self._database.connect(session) as connection:
             for owner_id, numbers in wanted.items():
-                rows = await self._store.find(connection, owner_id, external_ids=list(numbers))
+                rows = await self._store.find(
+                    connection, owner_id, self._space.space_id, external_ids=list(numbers)
+                )
                 changed = []
                 for stored in map(stored_document, rows):
                     number = numbers[stored.external_id or ""]
@@ -412,7 +416,7 @@ class Writer:
                 await self._store.write(
                     connection,
                     plans,
-                    space_id=self._space.space_id,
+                    space=self._space,
                     vectors=prepared.vectors,
                     rows=prepared.rows,
                 )

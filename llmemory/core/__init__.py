@@ -5,12 +5,13 @@ from __future__ import annotations
 from llmemory.core.adding import Adding
 from llmemory.core.documents import StoredDocuments
 from llmemory.core.searching import Searching
+from llmemory.core.spaces import Spaces
 from llmemory.core.upkeep import Upkeep
 
 __all__ = ["AsyncMemory"]
 
 
-class AsyncMemory(Adding, Searching, StoredDocuments, Upkeep):
+class AsyncMemory(Adding, Searching, StoredDocuments, Upkeep, Spaces):
     """A memory of documents in PostgreSQL, for asyncio applications.
 
     Every document belongs to an owner, and every search is within one owner. The memory connects,

@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 from uuid import UUID
 
+import llmemory.feeding  # noqa: F401 - it listens
 from llmemory import files, models
 from llmemory.bulk import Bulk, Documents, OnError
 from llmemory.core.lifecycle import Lifecycle
@@ -299,9 +300,8 @@ class Adding(Lifecycle):
         )
 
     async def _writer(self) -> Writer:
-        space = await self._open()
         return Writer(
-            self._database, self._store, self.embedder, space, self._contexts, self.settings
+            self._database, self._store, *await self._open(), self._contexts, self.settings
         )
 
 

@@ -203,7 +203,7 @@ class StoredDocuments(Lifecycle):
     ) -> OwnerStatistics:
         """Return how much an owner has stored; zeros for one who has nothing."""
         owner = checked_identifier(owner_id, "owner_id", self.settings)
-        space = await self._open()
+        _, space = await self._open()
         async with self._database.connect(session) as connection:
             return await self._store.statistics(connection, owner, space.space_id)
 

@@ -12,12 +12,12 @@ from llmemory import embedding, migrate
 from llmemory.assembly import options_for
 from llmemory.contexts import ChunkContext, Contexts
 from llmemory.database import Database
-from llmemory.embedding.base import Embedder, checked_embedder, provider_of
+from llmemory.embedding.base import Embedder, checked_embedder
 from llmemory.embedding.query_cache import QueryCache
 from llmemory.errors import ConfigurationError, SchemaError, SchemaTooNew
 from llmemory.models import tables_for
 from llmemory.settings import Settings, checked_schema
-from llmemory.spaces import Space, open_space
+from llmemory.spaces import Model, identity_of, open_space
 from llmemory.store import Store
 from llmemory.vector_indexes import VectorIndexes
 
@@ -61,17 +61,17 @@ class Lifecycle:
             settings = settings.model_copy(update={"openai_api_key": key, "embedder": "openai"})
         self.settings = settings
         self.schema = checked_schema(settings.schema_name if schema is None else schema)
-        self.embedder = (
+        self._embedder = (
             embedding.from_settings(settings) if embedder is None else checked_embedder(embedder)
         )
-        self._owns_embedder = embedder is None
+        self._own_embedder = self._embedder if embedder is None else None
         self._contexts = Contexts(chunk_context, settings)
         self._queries = QueryCache(settings.query_cache_size)
         self._database = Database(settings, engine=engine)
         self.execution_options = options_for(self.schema)
         self._tables = tables_for(self.schema)
         self._store = Store(self._tables, notify=settings.job_notify)
-        self._space: Space | None = None
+        self._model: Model | None = None
         self._indexes = VectorIndexes(self._tables, settings.hnsw_refresh_s)
         self._opening: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (
             WeakKeyDictionary()
@@ -99,6 +99,11 @@ class Lifecycle:
             chunk_context=chunk_context,
         )
 
+    @property
+    def embedder(self) -> Embedder:
+        """What makes the vectors; ``reembed`` puts another in its place."""
+        return self._embedder
+
     async def initialize(self) -> None:
         """Connect, bring the schema up to date and check it. Calling it again does nothing.
 
@@ -118,8 +123,8 @@ class Lifecycle:
     async def close(self) -> None:
         """Close the connections that this memory opened. Later calls raise ClosedError."""
         await self._database.close()
-        close_embedder = getattr(self.embedder, "aclose", None)
-        if self._owns_embedder and close_embedder is not None:
+        close_embedder = getattr(self._own_embedder, "aclose", None)
+        if close_embedder is not None:
             await close_embedder()
 
     async def __aenter__(self) -> Self:
@@ -129,24 +134,23 @@ class Lifecycle:
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
-    async def _open(self) -> Space:
+    async def _open(self) -> Model:
+        """Return the embedder and its space, which belong together; connect and migrate first."""
         self._database.check_open()
-        if self._space is not None:
-            return self._space
-        lock = self._opening.setdefault(asyncio.get_running_loop(), asyncio.Lock())
-        async with lock:
-            if self._space is None:
+        if self._model is not None:
+            return self._model
+        async with self._opening_alone():
+            if self._model is None:
                 await self._migrate()
+                embedder = self._embedder
                 async with self._database.connect() as connection:
-                    self._space = await open_space(
-                        connection,
-                        self._tables,
-                        provider=provider_of(self.embedder),
-                        model=self.embedder.model,
-                        dimensions=self.embedder.dimensions,
-                    )
+                    space = await open_space(connection, self._tables, identity_of(embedder))
                     await self._indexes.refresh(connection)
-            return self._space
+                self._model = Model(embedder, space)
+            return self._model
+
+    def _opening_alone(self) -> asyncio.Lock:
+        return self._opening.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
     async def _migrate(self) -> None:
         async with self._database.connect() as connection:

@@ -10,8 +10,10 @@ from sqlalchemy import Select
 import llmemory.statement_settings  # noqa: F401 - it listens
 from llmemory.core.lifecycle import Lifecycle
 from llmemory.database import Session
+from llmemory.embedding.base import Embedder
 from llmemory.ranking import grouped
 from llmemory.retrieval import run_search, search_select
+from llmemory.spaces import check_space
 from llmemory.types import (
     DocumentType,
     HalfVectors,
@@ -102,8 +104,8 @@ class Searching(Lifecycle):
             context_window=context_window,
             highlight=highlight,
         )
-        space = await self._open()
-        query = await self._vector_of(request)
+        embedder, space = await self._open()
+        query = await self._vector_of(request, embedder)
         async with self._database.connect(session) as connection:
             return await run_search(
                 connection,
@@ -191,7 +193,8 @@ class Searching(Lifecycle):
         Any session or connection of the same database executes it, sync or async, by itself or as
         a part of another statement: joined with your tables, as a subquery or CTE, in a UNION. The
         query is embedded here and now. What you add comes after `limit`: a condition of yours
-        takes hits away, so ask for more of them, or filter by `metadata_filter`.
+        takes hits away, so ask for more of them, or filter by `metadata_filter`. Once the vectors
+        of this embedder are dropped, a Select made before finds nothing.
 
         Returns:
             A Select of the hits' ``document_id``, ``chunk_id``, ``score``, ``rank`` (1 is the
@@ -224,11 +227,12 @@ class Searching(Lifecycle):
             context_window=context_window,
             highlight=False,
         )
-        space = await self._open()
-        query = await self._vector_of(request)
+        embedder, space = await self._open()
+        query = await self._vector_of(request, embedder)
         index = None
         if query is not None:
             async with self._database.connect() as connection:
+                await check_space(connection, self._tables, space)
                 index = await self._indexes.find(connection, request.owner_id, space.space_id)
         return search_select(
             self._tables,
@@ -269,10 +273,10 @@ class Searching(Lifecycle):
             **others,
         )
 
-    async def _vector_of(self, request: SearchRequest) -> HalfVectors | None:
+    async def _vector_of(self, request: SearchRequest, embedder: Embedder) -> HalfVectors | None:
         if request.search_type is SearchType.TEXT:
             return None
-        return await self._queries.embed(self.embedder, request.query.text)
+        return await self._queries.embed(embedder, request.query.text)
 
     def _alpha(self) -> float:
         if self.settings.alpha is not None:

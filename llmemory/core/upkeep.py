@@ -52,6 +52,7 @@ class Upkeep(Lifecycle):
             EmbeddingError: Some documents were not finished, while all others were, unless the
                 embedder does not work at all. They are tried again later, and left as failed after
                 ``job_attempts``.
+            EmbedderMismatchError: The vectors of this embedder were dropped.
             StorageError: The database failed.
         """
         owner = self._checked_owner(owner_id)
@@ -70,7 +71,8 @@ class Upkeep(Lifecycle):
         Any number of workers may run at once, in any number of processes. Each owner has a turn
         after the other, of some hundred chunks, so that one with much to do keeps no other waiting.
         While the database or the embedder fails, the worker waits and tries again. Cancelled, it
-        gives back at once what it was working on.
+        gives back at once what it was working on. After ``reembed`` of this memory it goes on with
+        the new model; after another's, with the former one, for whoever has that still.
 
         Args:
             owner_id: Only this owner's documents; None takes all owners in turn.
@@ -84,11 +86,13 @@ class Upkeep(Lifecycle):
 
         Raises:
             LLMemoryError: What trying again does not mend: the database cannot be reached at the
-                start, the memory was closed, the login is refused, the tables are gone.
+                start, the memory was closed, the login is refused, the tables are gone, the
+                vectors of its embedder were dropped.
         """
         owner = self._checked_owner(owner_id)
         worker = Worker(
             await self._queue(),
+            self._queue,
             self._database,
             self.schema,
             self.settings,
@@ -178,20 +182,21 @@ class Upkeep(Lifecycle):
             self._indexes.forget()
 
     async def health(self) -> Health:
-        """Return whether the database answers and the schema fits; problems do not raise.
+        """Return whether the database answers, and schema and vectors fit; nothing is raised.
 
         It counts the jobs of all owners, at some 20 ms for 100,000.
 
         Raises:
             ClosedError: ``close`` was called.
         """
-        return await check_health(self._database, self.schema, self.embedder)
+        return await check_health(self._database, self._tables, self.embedder)
 
-    async def _queue(self) -> Queue:
-        space = await self._open()
-        return Queue(
-            self._database, self._tables, self.embedder, space, self._contexts, self.settings
-        )
+    async def _queue(self, former: Queue | None = None) -> Queue:
+        """Return `former` if it has the memory's model still, else a queue that has it."""
+        model = await self._open()
+        if former is not None and former.model == model:
+            return former
+        return Queue(self._database, self._tables, *model, self._contexts, self.settings)
 
     def _checked_owner(self, owner_id: Identifier | None) -> str | None:
         if owner_id is None:

@@ -96,6 +96,10 @@ def _owner(table: Table) -> ColumnElement[bool]:
     return table.c.owner_id == bindparam("owner", type_=Text)
 
 
+def _space(table: Table) -> ColumnElement[bool]:
+    return table.c.space_id == bindparam("space", type_=SmallInteger)
+
+
 def _any(table_column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
     return table_column == func.any(bindparam(name, type_=ARRAY(table_column.type)))
 
@@ -157,7 +161,9 @@ def set_content(tables: Tables) -> Update:
 
 def _existing(tables: Tables) -> AnySelect:
     column_, jobs = tables.documents.c, tables.embedding_jobs
-    is_pending = exists().where(_owner(jobs), jobs.c.document_id == column_.document_id)
+    is_pending = exists().where(
+        _owner(jobs), jobs.c.document_id == column_.document_id, _space(jobs)
+    )
     return select(
         column_.document_id,
         column_.external_id,
@@ -214,7 +220,7 @@ def stored_chunks(tables: Tables) -> AnySelect:
     has_vector = exists().where(
         _owner(embeddings),
         embeddings.c.chunk_id == chunks.c.chunk_id,
-        embeddings.c.space_id == bindparam("space", type_=SmallInteger),
+        _space(embeddings),
     )
     one, none = literal(b"\1", BYTEA), literal(b"\0", BYTEA)
 
@@ -337,9 +343,9 @@ def upsert_jobs(tables: Tables) -> Any:
 
 @lru_cache(maxsize=256)
 def delete_jobs(tables: Tables) -> Delete:
-    """Delete the jobs of ``document_ids``: their vectors are made."""
+    """Delete the jobs of ``document_ids`` for ``space``: their vectors are made."""
     jobs = tables.embedding_jobs
-    return delete(jobs).where(_owner(jobs), _any(jobs.c.document_id, "document_ids"))
+    return delete(jobs).where(_owner(jobs), _any(jobs.c.document_id, "document_ids"), _space(jobs))
 
 
 def _columns(tables: Tables) -> list[ColumnElement[Any]]:
@@ -429,14 +435,16 @@ def delete_statistics(tables: Tables) -> Delete:
 def owner_statistics(tables: Tables) -> AnySelect:
     """Count what an owner has, by document type, and its jobs, in one statement."""
     documents, embeddings = tables.documents, tables.embeddings
-    vectors = (
-        select(func.count())
-        .where(
-            _owner(embeddings),
-            embeddings.c.space_id == bindparam("space", type_=SmallInteger),
-        )
-        .scalar_subquery()
+    by_space = (
+        select(embeddings.c.space_id, func.count().label("vectors"))
+        .where(_owner(embeddings))
+        .group_by(embeddings.c.space_id)
+        .subquery("by_space")
     )
+    # As text: a caller's engine may have a codec of its own for JSON.
+    vectors = select(
+        cast(func.json_object_agg(by_space.c.space_id, by_space.c.vectors), Text)
+    ).scalar_subquery()
     by_type = (
         select(
             documents.c.document_type,
@@ -448,6 +456,6 @@ def owner_statistics(tables: Tables) -> AnySelect:
         .group_by(documents.c.document_type)
         .subquery("by_type")
     )
-    queue = count_jobs(tables, of_owner=True, of_space=True).subquery("queue")
+    queue = count_jobs(tables, of_owner=True).subquery("queue")
     one = select(vectors.label("vectors"), *queue.c).select_from(queue).subquery("one")
     return select(one, by_type).select_from(one.outerjoin(by_type, true()))

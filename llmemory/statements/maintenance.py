@@ -40,7 +40,6 @@ __all__ = [
     "count_terms",
     "counted_owners",
     "forget_terms",
-    "spaces",
     "vectors_of_large_owners",
 ]
 
@@ -82,12 +81,6 @@ def analyze(table: Table) -> TextClause:
 def count_rows(table: Table) -> AnySelect:
     """Count the rows of all owners; served by the primary key alone where it is vacuumed."""
     return select(func.count()).select_from(table)
-
-
-@lru_cache(maxsize=256)
-def spaces(tables: Tables) -> AnySelect:
-    """Read how long the vectors of each space are."""
-    return select(tables.embedding_spaces.c.space_id, tables.embedding_spaces.c.dimensions)
 
 
 @lru_cache(maxsize=256)

@@ -323,14 +323,12 @@ def _in_state(tables: Tables, state: str) -> ColumnElement[bool]:
 
 
 @lru_cache(maxsize=256)
-def count_jobs(tables: Tables, *, of_owner: bool, of_space: bool) -> AnySelect:
-    """Count jobs by what they are, and read when the oldest unfinished one was made."""
+def count_jobs(tables: Tables, *, of_owner: bool) -> AnySelect:
+    """Count a space's jobs by what they are, and read when the oldest unfinished one was made."""
     jobs = tables.embedding_jobs
     counts = [func.count().filter(_in_state(tables, state)).label(state) for state in _STATES]
     oldest = func.min(jobs.c.created_at).filter(jobs.c.state == "queued").label("oldest")
-    statement: AnySelect = select(*counts, oldest)
-    if of_space:
-        statement = statement.where(_space(jobs))
+    statement: AnySelect = select(*counts, oldest).where(_space(jobs))
     return statement.where(_owner(jobs)) if of_owner else statement
 
 
@@ -368,7 +366,9 @@ def list_jobs(tables: Tables, *, of_owner: bool, state: str | None) -> AnySelect
 
 
 @lru_cache(maxsize=256)
-def requeue_jobs(tables: Tables, *, of_owner: bool, of_documents: bool) -> Update:
+def requeue_jobs(
+    tables: Tables, *, of_owner: bool = False, of_documents: bool = False, of_space: bool = False
+) -> Update:
     """Make failed jobs due again, with all their attempts."""
     jobs = tables.embedding_jobs
     statement = (
@@ -381,4 +381,6 @@ def requeue_jobs(tables: Tables, *, of_owner: bool, of_documents: bool) -> Updat
     if of_documents:
         wanted = bindparam("document_ids", type_=ARRAY(Uuid()))
         statement = statement.where(jobs.c.document_id == func.any(wanted))
+    if of_space:
+        statement = statement.where(_space(jobs))
     return statement

@@ -23,6 +23,7 @@ __all__ = [
     "drop_index",
     "index_name",
     "quantized",
+    "space_of",
 ]
 
 Held: TypeAlias = Literal["halves", "signs"]
@@ -44,6 +45,11 @@ def index_name(owner_id: str, space_id: int, holds: Held) -> str:
     """Return the name of the index on an owner's vectors of a space: at most 63 bytes."""
     digest = blake2b(owner_id.encode(), digest_size=16).hexdigest()
     return f"{HNSW_PREFIX}{holds}_{space_id}_{digest}"
+
+
+def space_of(name: str) -> int:
+    """Return the space whose vectors the index of this name holds."""
+    return int(name.rsplit("_", 2)[1])
 
 
 def quantized(vector: ColumnElement[Any], dimensions: int) -> ColumnElement[Any]:

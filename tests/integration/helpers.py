@@ -41,7 +41,7 @@ def plain(url: str) -> str:
     return "postgresql://" + url.partition("://")[2]
 
 
-def broken_documents(url: str) -> list[tuple[Any, ...]]:
+def broken_documents(url: str, space_id: int = 1) -> list[tuple[Any, ...]]:
     """Return documents that are not whole: chunks missing, doubled, or without vector and job."""
     return fetch(
         url,
@@ -49,7 +49,8 @@ def broken_documents(url: str) -> list[tuple[Any, ...]]:
         SELECT d.owner_id, d.external_id, d.chunk_count, count(c.chunk_id), count(e.chunk_id)
         FROM llmemory.documents AS d
         LEFT JOIN llmemory.chunks AS c USING (owner_id, document_id)
-        LEFT JOIN llmemory.embeddings AS e USING (owner_id, chunk_id)
+        LEFT JOIN llmemory.embeddings AS e
+            ON (e.owner_id, e.chunk_id, e.space_id) = (c.owner_id, c.chunk_id, %s)
         GROUP BY d.owner_id, d.document_id
         HAVING count(c.chunk_id) <> d.chunk_count
             OR count(DISTINCT c.position) <> d.chunk_count
@@ -62,10 +63,13 @@ def broken_documents(url: str) -> list[tuple[Any, ...]]:
                 count(e.chunk_id) <> d.chunk_count
                 AND NOT EXISTS (
                     SELECT FROM llmemory.embedding_jobs AS j
-                    WHERE j.owner_id = d.owner_id AND j.document_id = d.document_id
+                    WHERE (j.owner_id, j.document_id, j.space_id)
+                        = (d.owner_id, d.document_id, %s)
                 )
             )
         """,
+        space_id,
+        space_id,
     )
 
 

@@ -21,7 +21,7 @@ async def queue_problems(
         space_id: Space of the vectors.
         failed: How many documents are expected to have been given up.
     """
-    problems = [f"not whole: {row}" for row in broken_documents(url)]
+    problems = [f"not whole: {row}" for row in broken_documents(url, space_id)]
     lost = fetch(
         url,
         """

@@ -232,6 +232,9 @@ def test_every_method_about_documents_takes_a_session() -> None:
         "run_worker",
         "list_jobs",
         "requeue_jobs",
+        "reembed",
+        "list_spaces",
+        "drop_space",
         "search_statement",
         "delete_statement",
     }

@@ -98,6 +98,22 @@ def test_up_down_up(database_url: str) -> None:
     assert tables_in(database_url) == TABLES
 
 
+def test_states_of_spaces_survive_a_downgrade(database_url: str) -> None:
+    insert = sql.SQL(
+        "INSERT INTO llmemory.embedding_spaces VALUES ({}, 'hash', 'hash', {}, {}, {}, now())"
+    )
+    states = ("ready", "refilling", "filling", "dropped")
+    for number, state in enumerate(states, start=1):
+        execute(database_url, insert.format(number, 100 + number, state, number == 1))
+    with transaction(database_url) as connection:
+        migrate.downgrade(connection, "llmemory", "0002")
+        migrate.upgrade(connection, "llmemory")
+        found = connection.execute(
+            sqlalchemy.text("SELECT state FROM llmemory.embedding_spaces ORDER BY space_id")
+        )
+        assert found.scalars().all() == ["ready", "ready", "filling", "filling"]
+
+
 @DRIVERS
 async def test_initialize_migrates_an_empty_database(
     make_memory: MakeMemory, empty_database_url: str, driver: str

@@ -11,13 +11,22 @@ from llmemory import AsyncMemory, Memory
 
 ASYNCHRONOUS = {name for name in dir(AsyncMemory) if not name.startswith("_")}
 BLOCKING = {name for name in dir(Memory) if not name.startswith("_")}
+PROPERTIES = {name for name in ASYNCHRONOUS if isinstance(getattr(AsyncMemory, name), property)}
 
 
 def test_the_public_names_are_the_same() -> None:
     assert BLOCKING == ASYNCHRONOUS
 
 
-@pytest.mark.parametrize("name", sorted(ASYNCHRONOUS))
+@pytest.mark.parametrize("name", sorted(PROPERTIES))
+def test_properties_are_the_same(name: str) -> None:
+    ours, theirs = getattr(Memory, name), getattr(AsyncMemory, name)
+    assert get_type_hints(ours.fget) == get_type_hints(theirs.fget)
+    assert inspect.getdoc(ours) == inspect.getdoc(theirs)
+    assert inspect.getdoc(ours)
+
+
+@pytest.mark.parametrize("name", sorted(ASYNCHRONOUS - PROPERTIES))
 def test_signature_and_docstring_are_the_same(name: str) -> None:
     ours, theirs = getattr(Memory, name), getattr(AsyncMemory, name)
     assert inspect.signature(ours) == inspect.signature(theirs)
@@ -33,6 +42,6 @@ def test_the_constructors_take_the_same() -> None:
     assert inspect.signature(Memory) == inspect.signature(AsyncMemory)
 
 
-@pytest.mark.parametrize("name", sorted(ASYNCHRONOUS - {"from_engine", "pool"}))
+@pytest.mark.parametrize("name", sorted(ASYNCHRONOUS - PROPERTIES - {"from_engine"}))
 def test_annotations_are_understood(name: str) -> None:
     assert get_type_hints(getattr(Memory, name)) == get_type_hints(getattr(AsyncMemory, name))

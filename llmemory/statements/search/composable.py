@@ -36,6 +36,8 @@ from llmemory.statements import AnySelect
 from llmemory.statements.driver_text import compiled_for
 from llmemory.statements.search.shape import SearchShape
 from llmemory.statements.search.statement import building, page_of, with_context, with_documents
+from llmemory.statements.spaces import is_searched
+from llmemory.types import SearchType
 
 __all__ = ["composable", "settings_of"]
 
@@ -123,6 +125,9 @@ def _hits(tables: Tables, shape: SearchShape) -> AnySelect:
     # For conditions on it, and so not as text.
     found["metadata"] = documents.c.metadata
     statement = statement.with_only_columns(*first.values(), *found.values())
+    if shape.search_type is not SearchType.TEXT:
+        # Nobody looks at the state afterwards, and half of the vectors is no answer.
+        statement = statement.where(is_searched(tables))
     return with_context(tables, statement) if shape.context else statement
 
 

@@ -31,6 +31,7 @@ from llmemory.statements.search.nearest import passing_count
 from llmemory.statements.search.shape import SearchShape, owner_is
 from llmemory.statements.search.vectors import vector_arm
 from llmemory.statements.search.words import text_arm
+from llmemory.statements.spaces import state_of
 from llmemory.statements.values import read_json
 from llmemory.types import SearchType
 
@@ -84,11 +85,14 @@ def _built(tables: Tables, shape: SearchShape) -> AnySelect:
         statement = with_context(tables, statement)
     if shape.highlight:
         statement = statement.add_columns(matched_words(tables, shape).label("matched_words"))
-    if shape.index is None:
+    if shape.index is not None:
+        if shape.is_narrowed and shape.passing != "many":
+            statement = statement.add_columns(passing_count(tables, shape).label("passing"))
+        statement = _for_one_owner(statement)
+    if shape.search_type is SearchType.TEXT:
         return statement
-    if shape.is_narrowed and shape.passing != "many":
-        statement = statement.add_columns(passing_count(tables, shape).label("passing"))
-    return _for_one_owner(statement)
+    # Read together with the vectors: these may be about to be dropped.
+    return statement.add_columns(state_of(tables).label("space_state"))
 
 
 def page_of(tables: Tables, shape: SearchShape) -> Subquery:
