@@ -16,6 +16,7 @@ from llmemory.cli.demo import demo
 from llmemory.cli.documents import delete, health, list_documents, search, show, stats
 from llmemory.cli.queue import jobs, worker
 from llmemory.cli.schema import app as migrations
+from llmemory.cli.spaces import reembed
 from llmemory.cli.terminal import print_error
 from llmemory.errors import LLMemoryError, ValidationError
 from llmemory.settings import Settings
@@ -47,6 +48,7 @@ app.command(delete, sort_key=6)
 app.command(stats, sort_key=7)
 app.command(health, sort_key=8)
 app.command(worker, sort_key=9)
+app.command(reembed, sort_key=10)
 app.command(jobs)
 app.command(migrations)
 app.meta.group_parameters = Group("Global options")

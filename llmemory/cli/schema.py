@@ -1,9 +1,10 @@
-"""Commands on the tables: upgrade, downgrade, current, check, maintain, sql."""
+"""Commands on the tables: upgrade, downgrade, current, check, maintain, sql, spaces."""
 
 from __future__ import annotations
 
 from cyclopts import App
 
+from llmemory.cli import spaces
 from llmemory.cli.running import GivenSettings, with_memory
 from llmemory.cli.terminal import confirmed, output, print_values, progress_line, remarks
 from llmemory.settings import Settings
@@ -14,6 +15,8 @@ from llmemory.types import MaintenanceProgress
 __all__ = ["app"]
 
 app = App(name="db", help="Migrate the tables, look at their revision, and maintain them.")
+app.command(spaces.spaces)
+app.command(spaces.drop_space)
 
 
 @app.command

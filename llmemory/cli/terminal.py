@@ -14,9 +14,16 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
-from llmemory.types import Document, EmbeddingJob, SearchResult
+from llmemory.types import Document, EmbeddingJob, MaintenanceProgress, SearchResult
 
 __all__ = [
     "confirmed",
@@ -29,6 +36,7 @@ __all__ = [
     "print_json",
     "print_remark",
     "print_values",
+    "progress_bar",
     "progress_line",
     "remarks",
 ]
@@ -166,6 +174,32 @@ def progress_line(first: str) -> Iterator[Callable[[str], None]]:
     """Show a line on a terminal while the block runs; give the function that changes it."""
     with remarks.status(Text(first)) as status:
         yield lambda line: status.update(Text(_one_line(line)))
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[MaintenanceProgress], None]]:
+    """Show a bar on a terminal while the block runs; give the function that moves it."""
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=remarks,
+        disable=not remarks.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("Starting", total=None)
+        shown = ""
+
+        def show(progress: MaintenanceProgress) -> None:
+            nonlocal shown
+            description = _one_line(f"{progress.step}: {progress.subject}")
+            if description != shown:
+                shown = description
+                bar.reset(task, description=description)
+            bar.update(task, completed=progress.done, total=progress.total)
+
+        yield show
 
 
 def confirmed(question: str) -> bool:

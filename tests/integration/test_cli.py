@@ -118,7 +118,20 @@ def test_help_and_version_need_no_database() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["demo", "add", "search", "list", "show", "delete", "stats", "health", "worker", "jobs", "db"],
+    [
+        "demo",
+        "add",
+        "search",
+        "list",
+        "show",
+        "delete",
+        "stats",
+        "health",
+        "worker",
+        "reembed",
+        "jobs",
+        "db",
+    ],
 )
 def test_every_command_explains_itself(name: str, run: Run) -> None:
     text = run(name, "--help").stdout
@@ -558,3 +571,31 @@ def test_maintain(run: Run, tmp_path: Path) -> None:
     assert re.search(r"^indexes built +1$", run("db", "maintain", **variables).stdout, re.M)
     assert re.search(r"^indexes built +0$", run("db", "maintain", **variables).stdout, re.M)
     assert "The gate is green." in run("search", "gate", "--owner", "acme", **variables).stdout
+
+
+def test_reembed(run: Run, notes: Path, database_url: str) -> None:
+    run("add", notes)
+    variables = {"LLMEMORY_HASH_DIMENSIONS": "96"}
+    assert "or reembed" in one_line(run("search", "tea", code=1, **variables).stderr)
+    assert re.search(r"^embedding state +-$", run("health", code=1, **variables).stdout, re.M)
+    done = run("reembed", **variables).stdout
+    assert re.search(r"^embeddings created +2$", done, re.M)
+    assert "Tea is served" in run("search", "tea", "--type", "vector", **variables).stdout
+    # The former embedder finds its vectors still.
+    assert re.search(r"^embedding state +replaced$", run("health").stdout, re.M)
+    listed = json.loads(run("db", "spaces", "--json").stdout)
+    assert [(space["state"], space["vectors"]) for space in listed] == [
+        ("replaced", 2),
+        ("in use", 2),
+    ]
+    refused = run("db", "drop-space", "1", answer="n\n", code=1)
+    assert "Nothing was changed" in refused.stderr
+    assert run("db", "drop-space", "1", "--yes", **variables).stdout == "2 vectors deleted\n"
+    assert re.search(r"^ +1  dropped +0 +2 +256  hash/hash$", run("db", "spaces").stdout, re.M)
+    assert "is the default" in one_line(run("db", "drop-space", "2", "--yes", code=2).stderr)
+    shown = in_terminal(
+        command("reembed", "--drop-old"),
+        environment(database_url, TERM="xterm-256color", LLMEMORY_HASH_DIMENSIONS="32"),
+    )
+    assert "embedding: hash/hash (32 dimensions)" in shown
+    assert "2/2" in shown
