@@ -74,11 +74,12 @@ class TextsToEmbed(Sequence[str]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        chunk = self._chunks[index]
+        number: int = index
+        chunk = self._chunks[number]
         return text_to_embed(
             chunk.content,
             chunk.document_name,
             chunk.headings,
             with_headings=self._with_headings,
-            context=self._contexts[index] if self._contexts else "",
+            context=self._contexts[number] if self._contexts else "",
         )

@@ -78,9 +78,11 @@ def _compiler(dialect: Dialect) -> type[SQLCompiler]:
         return known
 
     class Compiler(dialect.statement_compiler):  # type: ignore[misc, name-defined]
-        def visit_bindparam(self, bindparam: BindParameter[Any], **options: Any) -> Any:
+        def visit_bindparam(
+            self, bindparam: BindParameter[Any], *arguments: Any, **options: Any
+        ) -> Any:
             if not bindparam.required:
                 options["literal_binds"] = True
-            return super().visit_bindparam(bindparam, **options)
+            return super().visit_bindparam(bindparam, *arguments, **options)
 
     return _compilers.setdefault(dialect.driver, Compiler)
