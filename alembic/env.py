@@ -10,6 +10,7 @@ from sqlalchemy.schema import CreateSchema
 
 from llmemory import migrate
 from llmemory.database import Database
+from llmemory.prerequisites import prepare_schema
 from llmemory.settings import Settings
 
 
@@ -32,7 +33,7 @@ def run(connection: Connection, schema: str) -> None:
     """Run the migrations that the caller asked for on `connection`."""
     context.configure(connection=connection, **migrate.context_options(schema))
     with context.begin_transaction():
-        migrate.prepare_schema(connection, schema)
+        prepare_schema(connection, schema)
         context.run_migrations()
 
 
