@@ -289,7 +289,8 @@ async def _async_iterator(blocks: Iterable[bytes]) -> AsyncIterator[bytes]:
 def sqlstate_of(error: BaseException) -> str | None:
     """Return the SQLSTATE that `error` or the driver error within carries, if any."""
     original = getattr(error, "orig", None) or error
-    return getattr(original, "sqlstate", None)
+    # psycopg2, which an application may migrate with, calls it pgcode.
+    return getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import anyio.to_thread
 from sqlalchemy import Column, Connection, MetaData, String, Table, select, text
 
 from llmemory.errors import SchemaMissing, SchemaOutOfDate, SchemaTooNew, ValidationError
-from llmemory.models import HNSW_PREFIX, VERSION_TABLE, tables_for
+from llmemory.models import DEFAULT_SCHEMA, HNSW_PREFIX, VERSION_TABLE, tables_for
 from llmemory.prerequisites import check_extension, check_server
 from llmemory.turns import Turn
 
@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 __all__ = [
     "HEAD",
     "check",
+    "check_known",
     "context_options",
     "downgrade",
     "include_name",
     "print_sql",
     "ready",
     "revision_of",
+    "schemas_of",
+    "script_directory",
     "scripts",
     "upgrade",
 ]
@@ -44,6 +47,11 @@ _VERSION_TABLE_EXISTS = text(
     f"WHERE n.nspname = :schema AND c.relname = '{VERSION_TABLE}'"
 )
 
+_SCHEMAS = text(
+    "SELECT n.nspname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace "
+    f"WHERE c.relname = '{VERSION_TABLE}' AND c.relkind = 'r' ORDER BY n.nspname"
+)
+
 
 def scripts() -> Path:
     """Return the folder of the revisions: the wheel's, or the clone's if run from there."""
@@ -54,7 +62,8 @@ def scripts() -> Path:
 
 
 @cache
-def _script_directory() -> ScriptDirectory:
+def script_directory() -> ScriptDirectory:
+    """Return the revisions as Alembic sees them."""
     from alembic.script import ScriptDirectory
 
     return ScriptDirectory.from_config(_config())
@@ -101,19 +110,21 @@ def _is_ours_to_compare(
     return not (kind == "index" and reflected and (name or "").startswith(HNSW_PREFIX))
 
 
-def include_name(schema: str = "llmemory") -> Callable[[str | None, str, Any], bool]:
+def include_name(*schemas: str) -> Callable[[str | None, str, Any], bool]:
     """Return an ``include_name`` hook for an application's own Alembic environment.
 
     With ``include_schemas=True`` autogenerate would otherwise propose to drop these tables.
 
     Args:
-        schema: The schema to leave alone.
+        schemas: The schemas to leave alone; ``llmemory`` where none is given. ``schemas_of`` finds
+            those of a database with many.
     """
+    left_alone = schemas or (DEFAULT_SCHEMA,)
 
-    def leave_alone(name: str | None, kind: str, parents: Any) -> bool:
-        return kind != "schema" or name != schema
+    def hook(name: str | None, kind: str, parents: Any) -> bool:
+        return kind != "schema" or name not in left_alone
 
-    return leave_alone
+    return hook
 
 
 def upgrade(connection: Connection, schema: str, revision: str = "head") -> None:
@@ -172,6 +183,11 @@ def revision_of(connection: Connection, schema: str) -> str | None:
     return connection.execute(select(table.c.version_num)).scalar_one_or_none()
 
 
+def schemas_of(connection: Connection) -> list[str]:
+    """Return the schemas of the database that hold the library's tables, in order of name."""
+    return list(connection.execute(_SCHEMAS).scalars())
+
+
 def check(connection: Connection, schema: str) -> None:
     """Compare `schema` with what the library needs.
 
@@ -193,19 +209,27 @@ def check(connection: Connection, schema: str) -> None:
             "or let initialize() do it with Settings.migrate=True.",
             schema=schema,
         )
-    known = {script.revision for script in _script_directory().walk_revisions()}
-    if found in known:
-        raise SchemaOutOfDate(
-            f'Schema "{schema}" is at revision {found}, this version needs {HEAD}. Run '
-            f"`llmemory db upgrade --schema {schema}`.",
-            schema=schema,
-            found=found,
-            expected=HEAD,
-        )
-    raise SchemaTooNew(
-        f'Schema "{schema}" is at revision {found}, which this version does not know (it needs '
-        f"{HEAD}). Install a newer version of llmemory.",
+    check_known(schema, found)
+    raise SchemaOutOfDate(
+        f'Schema "{schema}" is at revision {found}, this version needs {HEAD}. Run '
+        f"`llmemory db upgrade --schema {schema}`.",
         schema=schema,
         found=found,
         expected=HEAD,
     )
+
+
+def check_known(schema: str, found: str) -> None:
+    """Refuse a schema at a revision of a newer version.
+
+    Raises:
+        SchemaTooNew: This version does not know the revision `found`.
+    """
+    if found not in {script.revision for script in script_directory().walk_revisions()}:
+        raise SchemaTooNew(
+            f'Schema "{schema}" is at revision {found}, which this version does not know (it '
+            f"needs {HEAD}). Install a newer version of llmemory.",
+            schema=schema,
+            found=found,
+            expected=HEAD,
+        )

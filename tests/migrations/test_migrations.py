@@ -79,7 +79,7 @@ asyncio.run(main())
 
 
 def test_head_is_the_newest_revision() -> None:
-    assert migrate._script_directory().get_heads() == [migrate.HEAD]
+    assert migrate.script_directory().get_heads() == [migrate.HEAD]
 
 
 def test_models_and_revisions_agree(database_url: str) -> None:
