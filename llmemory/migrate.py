@@ -47,6 +47,7 @@ _VERSION_TABLE_EXISTS = text(
     f"WHERE n.nspname = :schema AND c.relname = '{VERSION_TABLE}'"
 )
 
+_LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', :milliseconds, true)")
 _SCHEMAS = text(
     "SELECT n.nspname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace "
     f"WHERE c.relname = '{VERSION_TABLE}' AND c.relkind = 'r' ORDER BY n.nspname"
@@ -127,17 +128,36 @@ def include_name(*schemas: str) -> Callable[[str | None, str, Any], bool]:
     return hook
 
 
-def upgrade(connection: Connection, schema: str, revision: str = "head") -> None:
+def upgrade(
+    connection: Connection,
+    schema: str,
+    revision: str = "head",
+    *,
+    lock_timeout_s: float | None = None,
+) -> None:
     """Bring `schema` to `revision`, within the transaction of `connection`.
 
     Safe when many processes call it at once: one works, the others wait and find it done.
 
+    Args:
+        connection: In a transaction, which commits or rolls back all of it.
+        schema: Made if it does not exist.
+        revision: The revision to go to.
+        lock_timeout_s: Seconds to wait for each lock that others hold; None waits for ever.
+
     Raises:
+        SchemaTooNew: The schema is at a revision that this version does not know.
         ExtensionMissing: pgvector is absent or too old, or may not be created by this role.
         SchemaMissing: The role may not create the schema.
         ConfigurationError: PostgreSQL is older than 14.
         ValidationError: There is no such revision.
     """
+    if lock_timeout_s is not None:
+        milliseconds = str(max(1, round(lock_timeout_s * 1000)))
+        connection.execute(_LOCK_TIMEOUT, {"milliseconds": milliseconds})
+    found = revision_of(connection, schema)
+    if found is not None:
+        check_known(schema, found)
     _run("upgrade", revision, connection=connection, schema=schema)
 
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from cyclopts import App
 
 from llmemory.cli import spaces
 from llmemory.cli.running import GivenSettings, with_memory
-from llmemory.cli.terminal import confirmed, output, print_values, progress_line, remarks
+from llmemory.cli.terminal import (
+    confirmed,
+    output,
+    print_error,
+    print_values,
+    progress_line,
+    remarks,
+)
 from llmemory.settings import Settings
 from llmemory.types import MaintenanceProgress
 
@@ -20,18 +29,64 @@ app.command(spaces.drop_space)
 
 
 @app.command
-def upgrade(revision: str = "head", /, *, settings: GivenSettings) -> None:
+def upgrade(
+    revision: str = "head",
+    /,
+    *,
+    all_schemas: bool = False,
+    processes: int = 4,
+    lock_timeout: float | None = None,
+    settings: GivenSettings,
+) -> int:
     """Make the tables, or bring them up to date. Any number of processes may do it at once.
 
     Args:
         revision: The revision to go to.
+        all_schemas: Upgrade every schema of the database that holds tables of llmemory. One that
+            fails does not stop the others; run it again for what is left.
+        processes: How many schemas to upgrade at once, with --all-schemas.
+        lock_timeout: Seconds to wait for a table that is in use; without it, for ever.
         settings: What the global options and the environment say.
     """
     from llmemory import migrate
     from llmemory.database import run_in_transaction
 
-    run_in_transaction(settings, migrate.upgrade, settings.schema_name, revision)
+    if all_schemas:
+        return _upgrade_all(settings, revision, processes, lock_timeout)
+    run_in_transaction(
+        settings, migrate.upgrade, settings.schema_name, revision, lock_timeout_s=lock_timeout
+    )
     _print_revision(settings)
+    return 0
+
+
+def _upgrade_all(
+    settings: Settings, revision: str, processes: int, lock_timeout_s: float | None
+) -> int:
+    from llmemory.schemas import SchemaUpgrade, upgrade_schemas
+
+    counts = Counter[str]()
+    with progress_line("Looking for schemas") as show:
+
+        def on_progress(result: SchemaUpgrade) -> None:
+            counts[result.status] += 1
+            show(f"{result.schema}: {result.status} ({_counted(counts)} so far)")
+            if result.problem is not None:
+                print_error(f'schema "{result.schema}": {result.problem}')
+
+        upgrade_schemas(
+            settings,
+            revision=revision,
+            processes=processes,
+            lock_timeout_s=lock_timeout_s,
+            on_progress=on_progress,
+        )
+    output.print(f"{counts.total()} schemas: {_counted(counts)}", soft_wrap=True)
+    return 1 if counts["failed"] else 0
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{counts[status]} {status}" for status in ("upgraded", "unchanged", "failed"))
 
 
 @app.command
