@@ -17,11 +17,10 @@ import psycopg
 import pytest
 import sqlalchemy
 from alembic import command
+from migrations.databases import transaction
 from plugins.memories import MakeMemory
 from plugins.server import execute, fresh_database, with_driver
 from psycopg import sql
-from sqlalchemy import Connection, create_engine
-from sqlalchemy.pool import NullPool
 
 from llmemory import (
     ConfigurationError,
@@ -344,15 +343,6 @@ class TestRefusals:
             await memory.initialize()
         assert type(caught.value) is SchemaOutOfDate
         assert (caught.value.found, caught.value.expected) == (head, "9999")
-
-
-@contextmanager
-def transaction(url: str) -> Iterator[Connection]:
-    engine = create_engine(
-        "postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=NullPool
-    )
-    with engine.begin() as connection:
-        yield connection
 
 
 def tables_in(url: str, schema: str = "llmemory") -> set[str]:

@@ -13,11 +13,10 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
+from migrations.databases import transaction
 from plugins.server import execute
 from psycopg import sql
 from pydantic import SecretStr
-from sqlalchemy import create_engine
-from sqlalchemy.pool import NullPool
 
 from llmemory import Settings, ValidationError, migrate
 from llmemory.schemas import SchemaUpgrade, upgrade_schemas
@@ -109,11 +108,8 @@ def test_command_line(empty_database_url: str) -> None:
 
 
 def make_schemas(url: str, revision: str, *schemas: str) -> None:
-    engine = create_engine(
-        "postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=NullPool
-    )
     for schema in schemas:
-        with engine.begin() as connection:
+        with transaction(url) as connection:
             migrate.upgrade(connection, schema, revision)
 
 
