@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 from weakref import WeakKeyDictionary
@@ -18,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.pool import NullPool, Pool
 
 from llmemory.drivers import create_engine, translated_errors
-from llmemory.errors import ClosedError, ConfigurationError
+from llmemory.errors import ClosedError, ConfigurationError, SchemaMissing
 from llmemory.settings import Settings
 
 __all__ = ["Database", "Session", "run_in_transaction"]
@@ -41,6 +42,10 @@ class Database:
         settings: Where the server is, and how many connections to hold.
         engine: The caller's engine.
         lender: A database whose engines to use, for as long as it is open.
+        schema: Where the tables should be that a statement may find missing.
+
+    Attributes:
+        lacks_tables: Whether a statement found one missing. Whoever looks anew sets it back.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class Database:
         *,
         engine: AsyncEngine | None = None,
         lender: Database | None = None,
+        schema: str | None = None,
     ) -> None:
         if engine is not None and not isinstance(engine, AsyncEngine):
             raise ConfigurationError(
@@ -59,7 +65,9 @@ class Database:
             raise ConfigurationError(
                 f"The engine speaks {engine.dialect.name}; llmemory needs PostgreSQL."
             )
+        self.lacks_tables = False
         self._settings = settings
+        self._schema = schema
         self._lender = lender
         self._given = engine
         self._own: dict[asyncio.AbstractEventLoop, tuple[AsyncEngine, AsyncGenerator[None]]] = {}
@@ -159,10 +167,11 @@ class Database:
             session: Read in this transaction instead, seeing what it has not committed.
         """
         if session is not None:
-            yield await self._joined(session)
+            with self._schema_named(joined=True):
+                yield await self._joined(session)
             return
         engine = await self.engine()
-        with translated_errors():
+        with self._schema_named(), translated_errors():
             # Autocommit saves the two round trips of BEGIN and COMMIT.
             async with (
                 _left_in_peace(_isolated(engine, "AUTOCOMMIT").connect()) as connection,
@@ -180,12 +189,12 @@ class Database:
         if session is not None:
             self._check_session(session)
             # The caller may catch an error of ours and commit: what we began must be gone then.
-            with translated_errors():
+            with self._schema_named(joined=True), translated_errors():
                 async with session.begin_nested():
                     yield await self._joined(session)
             return
         engine = await self.engine()
-        with translated_errors():
+        with self._schema_named(), translated_errors():
             # Said expressly: a caller's engine may commit each statement by itself.
             async with (
                 _left_in_peace(_isolated(engine, "READ COMMITTED").connect()) as connection,
@@ -193,6 +202,21 @@ class Database:
                 _left_in_peace(connection.begin()),
             ):
                 yield connection
+
+    @contextmanager
+    def _schema_named(self, *, joined: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except SchemaMissing as error:
+            # In a caller's transaction they may be missing for the caller alone.
+            self.lacks_tables = self.lacks_tables or not joined
+            if error.schema or self._schema is None:
+                raise
+            raise SchemaMissing(
+                f'A table or function of schema "{self._schema}" is missing. Run '
+                f"`llmemory db upgrade --schema {quote(self._schema)}`.",
+                schema=self._schema,
+            ) from error.__cause__
 
     @asynccontextmanager
     async def _dropped_if_closed(self, connection: AsyncConnection) -> AsyncIterator[None]:

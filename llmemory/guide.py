@@ -94,7 +94,7 @@ class AwordMemory(AsyncMemory):
             chunk_context=chunk_context,
         )
         if shared is not None:
-            self._database = Database(self.settings, lender=shared.database)
+            self._database = Database(self.settings, lender=shared.database, schema=self.schema)
 
     @classmethod
     def from_db_manager(

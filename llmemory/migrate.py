@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
@@ -225,14 +226,14 @@ def check(connection: Connection, schema: str) -> None:
         return
     if found is None:
         raise SchemaMissing(
-            f'Schema "{schema}" has no tables yet. Run `llmemory db upgrade --schema {schema}`, '
-            "or let initialize() do it with Settings.migrate=True.",
+            f'Schema "{schema}" has no tables yet. Run `llmemory db upgrade --schema '
+            f"{quote(schema)}`, or let initialize() do it with Settings.migrate=True.",
             schema=schema,
         )
     check_known(schema, found)
     raise SchemaOutOfDate(
         f'Schema "{schema}" is at revision {found}, this version needs {HEAD}. Run '
-        f"`llmemory db upgrade --schema {schema}`.",
+        f"`llmemory db upgrade --schema {quote(schema)}`.",
         schema=schema,
         found=found,
         expected=HEAD,

@@ -67,7 +67,7 @@ class Lifecycle:
         self._own_embedder = self._embedder if embedder is None else None
         self._contexts = Contexts(chunk_context, settings)
         self._queries = QueryCache(settings.query_cache_size)
-        self._database = Database(settings, engine=engine)
+        self._database = Database(settings, engine=engine, schema=self.schema)
         self.execution_options = options_for(self.schema)
         self._tables = tables_for(self.schema)
         self._store = Store(self._tables, notify=settings.job_notify)
@@ -137,16 +137,17 @@ class Lifecycle:
     async def _open(self) -> Model:
         """Return the embedder and its space, which belong together; connect and migrate first."""
         self._database.check_open()
-        if self._model is not None:
+        if self._model is not None and not self._database.lacks_tables:
             return self._model
         async with self._opening_alone():
-            if self._model is None:
+            if self._model is None or self._database.lacks_tables:
                 await self._migrate()
                 embedder = self._embedder
                 async with self._database.connect() as connection:
                     space = await open_space(connection, self._tables, identity_of(embedder))
                     await self._indexes.refresh(connection)
                 self._model = Model(embedder, space)
+                self._database.lacks_tables = False
             return self._model
 
     def _opening_alone(self) -> asyncio.Lock:

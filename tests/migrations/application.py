@@ -27,11 +27,9 @@ class Order(DocumentReference, Base):
 """
 
 CONFIGURED = "connection=connection, target_metadata=target_metadata"
-WITH_BRANCH = """path_separator = newline
-version_locations =
-    %(here)s/alembic/versions
-    llmemory:branch
-"""
+PAGE = Path(__file__).parents[2] / "docs" / "migrations.md"
+# As the documentation says.
+WITH_BRANCH = PAGE.read_text().partition("```ini\n")[2].partition("```")[0]
 
 
 class Application:

@@ -330,6 +330,28 @@ class TestRefusals:
             await memory.initialize()
         assert not schema_exists(database_url, "absent")
 
+    @DRIVERS
+    @pytest.mark.parametrize("may_migrate", [True, False])
+    async def test_tables_that_vanish_are_named_and_looked_for_again(
+        self, make_memory: MakeMemory, database_url: str, driver: str, may_migrate: bool
+    ) -> None:
+        url = with_driver(database_url, driver)
+        settings = Settings(migrate=may_migrate)
+        await make_memory(url, schema="of them").initialize()
+        memory = make_memory(url, schema="of them", settings=settings)
+        await memory.add_document("acme", "Leave policy", "Staff have 25 days of leave.")
+        execute(database_url, sql.SQL('DROP SCHEMA "of them" CASCADE'))
+        with pytest.raises(SchemaMissing, match="llmemory db upgrade --schema 'of them'") as caught:
+            await memory.search("acme", "leave")
+        assert caught.value.schema == "of them"
+        if not may_migrate:
+            with pytest.raises(SchemaMissing, match='"of them" has no tables yet'):
+                await memory.search("acme", "leave")
+            await make_memory(url, schema="of them").initialize()
+        assert await memory.search("acme", "leave") == []
+        await memory.add_document("acme", "Leave policy", "Staff have 25 days of leave.")
+        assert (await memory.get_statistics("acme")).embedding_count == 1
+
     async def test_a_checked_schema_needs_no_migration(self, make_memory: MakeMemory) -> None:
         await make_memory(settings=Settings(migrate=False)).initialize()
 
