@@ -368,7 +368,7 @@ def test_arguments_that_contradict_each_other() -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("kind", "count"), [("engine", 100), ("memory", 20), ("pgdbm", 20)])
+@pytest.mark.parametrize(("kind", "count"), [("engine", 100), ("memory", 10), ("pgdbm", 10)])
 async def test_many_schemas_on_one_engine(kind: str, count: int, database_url: str) -> None:
     """At most the pool's connections, each schema migrated on its own, nothing mixed up."""
     named = url_named(database_url, "many")
