@@ -12,7 +12,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.visitors import InternalTraversal
 from sqlalchemy.types import TypeEngine
 
-__all__ = ["HalfVector", "SchemaFunction", "quoted_identifier"]
+__all__ = ["HalfVector", "SchemaFunction", "quoted_identifier", "quoted_literal"]
 
 T = TypeVar("T")
 
@@ -30,6 +30,13 @@ class HalfVector(HALFVEC):
 def quoted_identifier(name: str) -> str:
     """Return `name` as SQL text; the dialect's own quoting would double ``%`` as well."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def quoted_literal(value: str) -> str:
+    """Return `value` as SQL text, for statements that take no parameters."""
+    quoted = "'" + value.replace("'", "''") + "'"
+    # Read alike whether or not standard_conforming_strings is on.
+    return quoted if "\\" not in value else " E" + quoted.replace("\\", "\\\\")
 
 
 class SchemaFunction(FunctionElement[T]):

@@ -20,6 +20,7 @@ from sqlalchemy.pool import NullPool, Pool
 
 from llmemory.drivers import create_engine, translated_errors
 from llmemory.errors import ClosedError, ConfigurationError, SchemaMissing
+from llmemory.local_settings import OWNER_SETTING, local_settings, owner_of, set_owner
 from llmemory.settings import Settings
 
 __all__ = ["Database", "Session", "run_in_transaction"]
@@ -160,12 +161,34 @@ class Database:
         return server.url
 
     @asynccontextmanager
-    async def connect(self, session: Session | None = None) -> AsyncIterator[AsyncConnection]:
+    async def connect(
+        self, session: Session | None = None, *, owner_id: str | None = None
+    ) -> AsyncIterator[AsyncConnection]:
         """Give a connection for reading; each statement is a transaction of its own.
 
         Args:
             session: Read in this transaction instead, seeing what it has not committed.
+            owner_id: Whose rows are read, for row level security.
         """
+        async with self._connected(session) as connection, self.reading(connection, owner_id):
+            yield connection
+
+    @asynccontextmanager
+    async def reading(
+        self, connection: AsyncConnection, owner_id: str | None
+    ) -> AsyncIterator[None]:
+        """Let `connection` read an owner's rows within the block, where policies ask whose."""
+        async with local_settings(connection, self.owner_settings(owner_id)):
+            yield
+
+    def owner_settings(self, owner_id: str | None) -> dict[str, str | int]:
+        """Return what PostgreSQL must be told before it shows an owner's rows."""
+        if owner_id is None or not self._settings.row_level_security:
+            return {}
+        return {OWNER_SETTING: owner_id}
+
+    @asynccontextmanager
+    async def _connected(self, session: Session | None) -> AsyncIterator[AsyncConnection]:
         if session is not None:
             with self._schema_named(joined=True):
                 yield await self._joined(session)
@@ -180,12 +203,35 @@ class Database:
                 yield connection
 
     @asynccontextmanager
-    async def transaction(self, session: Session | None = None) -> AsyncIterator[AsyncConnection]:
+    async def transaction(
+        self, session: Session | None = None, *, owner_id: str | None = None
+    ) -> AsyncIterator[AsyncConnection]:
         """Give a connection in a transaction, committed at the end and rolled back on an error.
 
         Args:
             session: Join this transaction instead and leave committing to its owner.
+            owner_id: Whose rows are written, for row level security; ``writing`` changes it.
         """
+        async with self._begun(session) as connection:
+            if not self._settings.row_level_security:
+                yield connection
+                return
+            with translated_errors():
+                former = await owner_of(connection)
+            if owner_id is not None:
+                await set_owner(connection, owner_id)
+            yield connection
+            # Once its savepoint is released, the caller's transaction would keep the owner.
+            if session is not None:
+                await set_owner(connection, former)
+
+    async def writing(self, connection: AsyncConnection, owner_id: str) -> None:
+        """Let the transaction of ``transaction`` write an owner's rows from now on."""
+        if self._settings.row_level_security:
+            await set_owner(connection, owner_id)
+
+    @asynccontextmanager
+    async def _begun(self, session: Session | None) -> AsyncIterator[AsyncConnection]:
         if session is not None:
             self._check_session(session)
             # The caller may catch an error of ours and commit: what we began must be gone then.

@@ -333,7 +333,8 @@ _CONFIGURATION = {
     "3D000": "The database named in the connection string does not exist; create it or mend it.",
     "42704": "The server does not know a parameter of the connection string, or pgvector's types.",
     "25P01": "The session is in AUTOCOMMIT, where it has no transaction to join; give one without.",
-    "42501": "The database role lacks a privilege; grant it on the schema and its tables.",
+    "42501": "The database role lacks a privilege; grant it on the schema and its tables. If row "
+    "level security is on, docs/tenants.md says which role may do what.",
 }
 
 

@@ -9,12 +9,13 @@ from typing import Any
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from llmemory import migrate
+from llmemory import migrate, row_level_security
 from llmemory.database import Database
 from llmemory.drivers import translated_errors
 from llmemory.embedding.base import Embedder
 from llmemory.errors import ClosedError, LLMemoryError
 from llmemory.models import Tables
+from llmemory.settings import Settings
 from llmemory.spaces import Identity, identity_of, stored_spaces, usable_space
 from llmemory.statements.queue import count_jobs
 from llmemory.store import queue_statistics
@@ -28,7 +29,9 @@ _VERSIONS = text(
 )
 
 
-async def check_health(database: Database, tables: Tables, embedder: Embedder) -> Health:
+async def check_health(
+    database: Database, tables: Tables, embedder: Embedder, settings: Settings
+) -> Health:
     """Return what can be found out about a schema; what fails becomes ``problem``.
 
     Raises:
@@ -41,11 +44,12 @@ async def check_health(database: Database, tables: Tables, embedder: Embedder) -
         "latency_ms": None,
         "embedding_state": None,
         "queue": None,
+        "warnings": [],
     }
     problem = None
     try:
         async with database.connect() as connection:
-            await connection.run_sync(_look, tables.schema, found)
+            await connection.run_sync(_look, tables.schema, settings, found)
             await _look_at_spaces(connection, tables, identity_of(embedder), found)
     except ClosedError:
         raise
@@ -62,23 +66,30 @@ async def check_health(database: Database, tables: Tables, embedder: Embedder) -
     )
 
 
-def _look(connection: Connection, schema: str, found: dict[str, Any]) -> None:
+def _look(connection: Connection, schema: str, settings: Settings, found: dict[str, Any]) -> None:
     started = time.perf_counter()
     versions = connection.execute(_VERSIONS).mappings().one()
     found["latency_ms"] = (time.perf_counter() - started) * 1000
     found.update(versions)
     found["revision"] = migrate.revision_of(connection, schema)
     migrate.check(connection, schema)
+    found["warnings"] = row_level_security.warnings(
+        connection, schema, is_expected=settings.row_level_security
+    )
 
 
 async def _look_at_spaces(
     connection: AsyncConnection, tables: Tables, wanted: Identity, found: dict[str, Any]
 ) -> None:
     spaces = await stored_spaces(connection, tables)
-    found["queue"] = QueueStatistics()
+    counts = await connection.run_sync(row_level_security.sees_all, tables.schema)
+    if counts:
+        found["queue"] = QueueStatistics()
     for space in spaces:
         if space.identity == wanted:
             found["embedding_state"] = space.public_state
+            if not counts:
+                continue
             now = datetime.now(UTC)
             with translated_errors():
                 counted = await connection.execute(

@@ -12,8 +12,9 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from llmemory import binary_copy
+from llmemory.copying import copy_rows
 from llmemory.database import Database
-from llmemory.drivers import copy_into, translated_errors
+from llmemory.drivers import translated_errors
 from llmemory.embedding_text import ChunkToEmbed
 from llmemory.models import Tables
 from llmemory.statements import documents as documents_sql
@@ -107,12 +108,19 @@ class Jobs:
     """Runs the statements of the queue, in the transaction it is given or in one of its own."""
 
     def __init__(
-        self, database: Database, tables: Tables, space_id: int, *, lease_s: float
+        self,
+        database: Database,
+        tables: Tables,
+        space_id: int,
+        *,
+        lease_s: float,
+        row_level_security: bool = False,
     ) -> None:
         self._database = database
         self._tables = tables
         self._space_id = space_id
         self._lease = timedelta(seconds=lease_s)
+        self._row_level_security = row_level_security
 
     async def any_owner(self) -> str | None:
         """Return one of the owners with due jobs, or None."""
@@ -134,7 +142,7 @@ class Jobs:
         A document that has been tried before has fewer others beside it, at last none: so one that
         brings down the embedder, or the worker, is found out.
         """
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(owner_id=owner_id) as connection:
             # Not before: a connection may be long in coming.
             now = datetime.now(UTC)
             values = {"owner": owner_id, "space": self._space_id, "now": now, "limit": job_limit}
@@ -158,7 +166,7 @@ class Jobs:
         """Extend the lease of what is still held."""
         values = _held(claim.owner_id, claim.jobs)
         values["lease"] = datetime.now(UTC) + self._lease
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(owner_id=claim.owner_id) as connection:
             await connection.execute(sql.renew_jobs(self._tables), values)
 
     async def read(self, claim: Claim, *, limit: int, with_documents: bool) -> list[Chunk]:
@@ -175,7 +183,7 @@ class Jobs:
             "document_ids": claim.document_ids,
             "limit": limit,
         }
-        async with self._database.connect() as connection:
+        async with self._database.connect(owner_id=claim.owner_id) as connection:
             rows = (await connection.execute(sql.chunks_to_embed(self._tables), values)).all()
             contents: dict[UUID, str] = {}
             if with_documents:
@@ -233,13 +241,14 @@ class Jobs:
         rows = [row for row, chunk_id in enumerate(chunk_ids) if chunk_id not in there]
         if rows:
             ids = b"".join(chunk_ids[row].bytes for row in rows)
-            await copy_into(
+            await copy_rows(
                 connection,
                 self._tables.embeddings,
                 ("owner_id", "chunk_id", "space_id", "embedding"),
                 binary_copy.vector_rows(
                     self._space_id, vectors, [binary_copy.VectorGroup(owner_id, ids, rows)]
                 ),
+                row_level_security=self._row_level_security,
             )
 
     async def finish(
@@ -284,7 +293,7 @@ class Jobs:
 
     async def give_back(self, claim: Claim, settlements: Mapping[UUID, Settlement]) -> None:
         """Settle in a transaction of its own."""
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(owner_id=claim.owner_id) as connection:
             await self.settle(connection, claim, settlements)
 
     async def release(self, claim: Claim) -> None:

@@ -1,4 +1,4 @@
-"""Settings of PostgreSQL that hold for one statement and are gone after it."""
+"""Settings of PostgreSQL that hold for one statement or transaction and are gone after it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from llmemory.constructs import quoted_literal
 from llmemory.drivers import translated_errors
+from llmemory.statements.row_level_security import OWNER_SETTING
 
-__all__ = ["local_settings"]
+__all__ = ["OWNER_SETTING", "local_settings", "owner_of", "set_owner"]
+
+_OWNER = text(f"SELECT current_setting('{OWNER_SETTING}', true)")
 
 
 @asynccontextmanager
@@ -26,14 +31,14 @@ async def local_settings(
 
     Args:
         connection: Where the statement will run.
-        values: Settings by name, numbers or single words: SET takes no parameters.
+        values: Settings by name.
     """
     if not values:
         yield
         return
     pooled = await connection.get_raw_connection()
     driver: Any = pooled.driver_connection
-    assignments = "; ".join(f"SET LOCAL {name} = {value}" for name, value in values.items())
+    assignments = "; ".join(_assignment(name, value) for name, value in values.items())
     if not pooled.dbapi_connection.autocommit:  # type: ignore[union-attr]
         with translated_errors():
             savepoint = await connection.begin_nested()
@@ -53,6 +58,23 @@ async def local_settings(
         with anyio.CancelScope(shield=True):
             await _end(connection, driver)
         raise
+
+
+async def owner_of(connection: AsyncConnection) -> str | None:
+    """Return whose rows a transaction may see, and begin it: asyncpg's begins with a statement."""
+    return (await connection.execute(_OWNER)).scalar()
+
+
+async def set_owner(connection: AsyncConnection, owner_id: str | None) -> None:
+    """Let a transaction that has begun see an owner's rows until its end; None takes none."""
+    pooled = await connection.get_raw_connection()
+    with translated_errors():
+        await _run(pooled.driver_connection, _assignment(OWNER_SETTING, owner_id or ""))
+
+
+def _assignment(name: str, value: str | int) -> str:
+    # SET takes no parameters.
+    return f"SET LOCAL {name} = {value if isinstance(value, int) else quoted_literal(value)}"
 
 
 async def _end(connection: AsyncConnection, driver: Any) -> None:

@@ -18,6 +18,7 @@ from llmemory.database import Database
 from llmemory.drivers import translated_errors
 from llmemory.errors import ConfigurationError, LLMemoryError
 from llmemory.models import Tables
+from llmemory.row_level_security import check_sees_all
 from llmemory.session_lock import session_lock
 from llmemory.settings import Settings
 from llmemory.spaces import StoredSpace, stored_spaces
@@ -71,10 +72,13 @@ class Maintenance:
         """Do what is due, or nothing if another run is at work on this schema.
 
         Raises:
-            ConfigurationError: The role does not own the tables.
+            ConfigurationError: The role does not own the tables, or does not see all rows.
         """
         async with self._database.connect() as connection:
             await self._check_owner(connection)
+            # Without rows in sight, all indexes would look outgrown.
+            with translated_errors():
+                await connection.run_sync(check_sees_all, self._tables.schema)
             async with session_lock(connection, self._lock_name) as is_ours:
                 if not is_ours:
                     return MaintenanceResult(is_busy=True)

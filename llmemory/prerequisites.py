@@ -12,6 +12,7 @@ from sqlalchemy.schema import CreateSchema
 from llmemory.drivers import sqlstate_of
 from llmemory.errors import ConfigurationError, ExtensionMissing, SchemaError, SchemaMissing
 from llmemory.models import quoted_identifier
+from llmemory.row_level_security import sees_all
 
 __all__ = ["check_extension", "check_server", "prepare_schema"]
 
@@ -19,6 +20,8 @@ MINIMUM_POSTGRESQL = 14
 MINIMUM_PGVECTOR = (0, 8)
 
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+# A revision that changes rows must see all of them, or fail.
+_FAIL_OVER_HIDDEN_ROWS = text("SET LOCAL row_security = off")
 _SCHEMA_EXISTS = text("SELECT 1 FROM pg_namespace WHERE nspname = :schema")
 _EXTENSION = text(
     "SELECT e.extversion, n.nspname, n.nspname = ANY (current_schemas(true)) AS visible "
@@ -39,6 +42,8 @@ def prepare_schema(connection: Connection, schema: str) -> None:
     if connection.execute(_SCHEMA_EXISTS, {"schema": schema}).first() is None:
         with _refusals(connection, _schema_refused(schema)):
             connection.execute(CreateSchema(schema, if_not_exists=True))
+    if not sees_all(connection, schema):
+        connection.execute(_FAIL_OVER_HIDDEN_ROWS)
 
 
 def _create_extension(connection: Connection, schema: str) -> None:

@@ -92,7 +92,13 @@ class Queue:
         self._tables = tables
         self._contexts = contexts
         self._settings = settings
-        self._jobs = Jobs(database, tables, space.space_id, lease_s=settings.job_lease_s)
+        self._jobs = Jobs(
+            database,
+            tables,
+            space.space_id,
+            lease_s=settings.job_lease_s,
+            row_level_security=settings.row_level_security,
+        )
         self._portion = max(1, min(PORTION_CHUNKS, PORTION_CHARACTERS // settings.chunk_size))
         self._last_owner: str | None = None
         # Leased still, for the database could not be reached.
@@ -233,7 +239,7 @@ class Queue:
         their vectors were made, it may be another now.
         """
         read_at = {chunk.document_id: chunk.updated_at for chunk in chunks}
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(owner_id=claim.owner_id) as connection:
             await hold_space(connection, self._tables, self.model.space)
             locked = await self._jobs.lock(connection, claim)
             changed = {

@@ -17,8 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from llmemory import binary_copy
 from llmemory.chunk_walk import ChunkWalk, Key, Page
 from llmemory.contexts import Contexts
+from llmemory.copying import copy_rows
 from llmemory.database import Database
-from llmemory.drivers import copy_into, translated_errors
+from llmemory.drivers import translated_errors
 from llmemory.embedding.base import Embedder, embed_checked
 from llmemory.embedding_text import ChunkToEmbed
 from llmemory.errors import ConflictError
@@ -206,11 +207,12 @@ class Reembedding(ChunkWalk):
                 ids = b"".join(key.chunk_id.bytes for key in theirs)
                 groups.append(binary_copy.VectorGroup(owner_id, ids, [rows[k] for k in theirs]))
             if groups:
-                await copy_into(
+                await copy_rows(
                     connection,
                     self._tables.embeddings,
                     ("owner_id", "chunk_id", "space_id", "embedding"),
                     binary_copy.vector_rows(space.space_id, vectors, groups),
+                    row_level_security=self._settings.row_level_security,
                 )
         return len(keys)
 

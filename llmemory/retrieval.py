@@ -39,6 +39,7 @@ async def run_search(
     embedding: HalfVectors | None,
     indexes: VectorIndexes,
     settings: Settings,
+    local: Mapping[str, str | int],
     past_sqlalchemy: bool,
 ) -> list[SearchResult]:
     """Return the hits of `request`, best first.
@@ -51,6 +52,7 @@ async def run_search(
         embedding: The query's vector, shape ``(dimensions,)``; None for a search by words.
         indexes: What is known of the owners' HNSW indexes.
         settings: How many candidates there are, and how the index is searched.
+        local: Settings of PostgreSQL that the search needs besides those of its index.
         past_sqlalchemy: Whether nobody else listens to what runs on the connection.
 
     Raises:
@@ -59,9 +61,9 @@ async def run_search(
     index = None
     if embedding is not None:
         index = await indexes.find(connection, request.owner_id, space.space_id)
-    shape, values, local = _prepared(request, space, embedding, index, indexes.passing, settings)
+    shape, values, needed = _prepared(request, space, embedding, index, indexes.passing, settings)
     text, arguments = search_text(connection.dialect, tables, shape).bound(values)
-    async with local_settings(connection, local):
+    async with local_settings(connection, {**needed, **local}):
         rows = await fetch(connection, text, arguments, past_sqlalchemy=past_sqlalchemy)
     if rows and "passing" in rows[0] and not shape.has_conditions:
         indexes.passing.put(request.owner_id, request.filters, rows[0]["passing"])

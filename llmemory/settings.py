@@ -66,6 +66,11 @@ class Settings(BaseSettings):
         True,
         description="Whether `initialize` migrates the schema; if not, it only checks.",
     )
+    row_level_security: bool = Field(
+        False,
+        description="Whether each transaction says whose rows it reads and writes; needed once "
+        "`llmemory db enable-rls` was run.",
+    )
     pool_size: int = Field(5, ge=1, le=1000, description="Connections kept open per event loop.")
     pool_overflow: int = Field(
         10, ge=0, le=1000, description="Connections beyond `pool_size` under load."

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext, ExecutionContext
 
+from llmemory.constructs import quoted_literal
 from llmemory.statements.search import settings_of
 
 __all__: list[str] = []
@@ -96,4 +97,4 @@ def _assign(connection: Connection, values: Mapping[str, str | int | None]) -> N
 
 
 def _literal(value: str | int | None) -> str:
-    return "DEFAULT" if value is None else "'" + str(value).replace("'", "''") + "'"
+    return "DEFAULT" if value is None else quoted_literal(str(value))

@@ -17,7 +17,8 @@ from uuid_utils.compat import uuid7
 
 from llmemory import binary_copy, models
 from llmemory.assembly import stored_object
-from llmemory.drivers import copy_into, translated_errors
+from llmemory.copying import copy_rows
+from llmemory.drivers import translated_errors
 from llmemory.errors import ConflictError
 from llmemory.filters import Filters
 from llmemory.ingestion import DocumentPlan, StoredChunks, StoredDocument, token_estimate
@@ -64,10 +65,14 @@ class Store:
     Args:
         tables: Of the schema.
         notify: Whether workers are told of new jobs.
+        row_level_security: Whether PostgreSQL may refuse to COPY into the tables.
     """
 
-    def __init__(self, tables: Tables, *, notify: bool = True) -> None:
+    def __init__(
+        self, tables: Tables, *, notify: bool = True, row_level_security: bool = False
+    ) -> None:
         self._tables = tables
+        self._row_level_security = row_level_security
         self._notify = notify
         self.schema = tables.schema
 
@@ -142,11 +147,12 @@ class Store:
             await self._write_documents(connection, plans, now)
             await self._replace_chunks(connection, plans)
             # A statement ran, so that the driver is inside the transaction: COPY may follow.
-            await copy_into(
+            await copy_rows(
                 connection,
                 self._tables.chunks,
                 _CHUNK_COLUMNS,
                 binary_copy.blocks(_chunk_rows(plans)),
+                row_level_security=self._row_level_security,
             )
             spaces = await stored_spaces(connection, self._tables)
             others = spaces_to_feed(spaces, self._tables.schema, space.space_id)
@@ -237,11 +243,12 @@ class Store:
             groups.append(binary_copy.VectorGroup(owner_id, ids, rows[start:end]))
             start = end
         if start:
-            await copy_into(
+            await copy_rows(
                 connection,
                 self._tables.embeddings,
                 ("owner_id", "chunk_id", "space_id", "embedding"),
                 binary_copy.vector_rows(space_id, vectors, groups),
+                row_level_security=self._row_level_security,
             )
         for owner_id, embedded in _by_owner(
             plan for plan in plans if plan.stored is not None and plan.chunks is not None

@@ -382,6 +382,7 @@ class Health(_Value):
         latency_ms: Milliseconds for one round trip to the database; None if it did not answer.
         queue: Documents of all owners that wait for vectors of the embedder in use; None if they
             could not be counted.
+        warnings: What keeps row level security from holding, where it is on or expected.
     """
 
     healthy: bool
@@ -396,6 +397,7 @@ class Health(_Value):
     embedding_state: SpaceState | None = None
     latency_ms: float | None
     queue: QueueStatistics | None = None
+    warnings: list[str] = []
 
 
 class Progress(_Value):

@@ -229,7 +229,9 @@ class Writer:
             (plan,) = prepared.plans
             stored = None
             if plan.stored is not None:
-                async with self._database.connect(session) as connection:
+                async with self._database.connect(
+                    session, owner_id=document.owner_id
+                ) as connection:
                     stored = await self._store.object_of(connection, plan)
                 if stored is None:
                     continue
@@ -258,7 +260,7 @@ class Writer:
         before: Prepared | None,
     ) -> Planned:
         """Split what the stored document of this id becomes by `changes`."""
-        async with self._database.connect(session) as connection:
+        async with self._database.connect(session, owner_id=owner_id) as connection:
             rows = await self._store.find(
                 connection, owner_id, self._space.space_id, document_ids=[document_id]
             )
@@ -374,19 +376,20 @@ class Writer:
             return found, chunks
         async with self._database.connect(session) as connection:
             for owner_id, numbers in wanted.items():
-                rows = await self._store.find(
-                    connection, owner_id, self._space.space_id, external_ids=list(numbers)
-                )
-                changed = []
-                for stored in map(stored_document, rows):
-                    number = numbers[stored.external_id or ""]
-                    found[number] = stored
-                    if self._is_to_do(documents[number], stored, embed):
-                        changed.append(stored.document_id)
-                if changed:
-                    chunks |= await self._store.chunks_of(
-                        connection, owner_id, changed, self._space.space_id
+                async with self._database.reading(connection, owner_id):
+                    rows = await self._store.find(
+                        connection, owner_id, self._space.space_id, external_ids=list(numbers)
                     )
+                    changed = []
+                    for stored in map(stored_document, rows):
+                        number = numbers[stored.external_id or ""]
+                        found[number] = stored
+                        if self._is_to_do(documents[number], stored, embed):
+                            changed.append(stored.document_id)
+                    if changed:
+                        chunks |= await self._store.chunks_of(
+                            connection, owner_id, changed, self._space.space_id
+                        )
         return found, chunks
 
     async def commit(
@@ -413,13 +416,15 @@ class Writer:
             return True
         try:
             async with self._database.transaction(session) as connection:
-                await self._store.write(
-                    connection,
-                    plans,
-                    space=self._space,
-                    vectors=prepared.vectors,
-                    rows=prepared.rows,
-                )
+                for part, rows in self._parts(plans, prepared.rows):
+                    await self._database.writing(connection, part[0].document.owner_id)
+                    await self._store.write(
+                        connection,
+                        part,
+                        space=self._space,
+                        vectors=prepared.vectors,
+                        rows=rows,
+                    )
         except ConflictError:
             # A caller's transaction has failed as a whole: only the caller can begin it anew.
             if session is not None or attempt == ATTEMPTS:
@@ -428,6 +433,25 @@ class Writer:
             await anyio.sleep(random.uniform(0, min(1.0, FIRST_WAIT_S * 2**attempt)))
             return False
         return True
+
+    def _parts(
+        self, plans: list[DocumentPlan], rows: Sequence[int]
+    ) -> Sequence[tuple[list[DocumentPlan], Sequence[int]]]:
+        """Return what is written at once: all, or where policies ask whose it is, an owner's."""
+        if not self._settings.row_level_security:
+            return [(plans, rows)]
+        parts: defaultdict[str, tuple[list[DocumentPlan], list[int]]] = defaultdict(
+            lambda: ([], [])
+        )
+        start = 0
+        for plan in plans:
+            part, rows_of_part = parts[plan.document.owner_id]
+            part.append(plan)
+            end = start + plan.to_embed_count
+            rows_of_part.extend(rows[start:end])
+            start = end
+        # In one order everywhere, or two calls could wait for each other's locks.
+        return [parts[owner_id] for owner_id in sorted(parts)]
 
     def _is_to_do(self, document: CheckedDocument, stored: StoredDocument, embed: Embed) -> bool:
         """Return whether chunks of a stored document are to be written or embedded."""

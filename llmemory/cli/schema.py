@@ -1,4 +1,4 @@
-"""Commands on the tables: upgrade, downgrade, current, check, maintain, sql, spaces."""
+"""Commands on the tables: migrations, row level security, maintain, spaces."""
 
 from __future__ import annotations
 
@@ -148,6 +148,35 @@ def maintain(*, settings: GivenSettings) -> None:
         remarks.print("Another run is at work on this schema; nothing was done.")
         return
     print_values(result, leave_out="is_busy")
+
+
+@app.command
+def enable_rls(*, all_owners_role: list[str] | None = None, settings: GivenSettings) -> None:
+    """Have PostgreSQL itself keep the owners' rows apart, by row level security.
+
+    Memories then need LLMEMORY_ROW_LEVEL_SECURITY=true. Run it again after an upgrade that made
+    tables, with the same roles.
+
+    Args:
+        all_owners_role: A role that sees all rows, for workers, db maintain and migrations.
+        settings: What the global options and the environment say.
+    """
+    from llmemory import row_level_security
+    from llmemory.database import run_in_transaction
+
+    schema, roles = settings.schema_name, all_owners_role or []
+    run_in_transaction(settings, row_level_security.enable, schema, all_owners_roles=roles)
+    output.print(f'Schema "{schema}": row level security is on.', soft_wrap=True)
+
+
+@app.command
+def disable_rls(*, settings: GivenSettings) -> None:
+    """Take row level security off the tables: every role sees the rows of all owners."""
+    from llmemory import row_level_security
+    from llmemory.database import run_in_transaction
+
+    run_in_transaction(settings, row_level_security.disable, settings.schema_name)
+    output.print(f'Schema "{settings.schema_name}": row level security is off.', soft_wrap=True)
 
 
 @app.command

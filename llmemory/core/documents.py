@@ -75,7 +75,7 @@ class StoredDocuments(Lifecycle):
             date_to=date_to,
         )
         await self._open()
-        async with self._database.connect(session) as connection:
+        async with self._database.connect(session, owner_id=owner) as connection:
             return await self._store.list(connection, owner, filters, limit=page[0], offset=page[1])
 
     async def get_document(
@@ -89,7 +89,7 @@ class StoredDocuments(Lifecycle):
         owner = checked_identifier(owner_id, "owner_id", self.settings)
         wanted = document_uuid(document_id)
         await self._open()
-        async with self._database.connect(session) as connection:
+        async with self._database.connect(session, owner_id=owner) as connection:
             document = await self._store.get(connection, owner, wanted)
         if document is None:
             raise _not_found(wanted)
@@ -194,7 +194,7 @@ class StoredDocuments(Lifecycle):
         """
         owner = checked_identifier(owner_id, "owner_id", self.settings)
         deleted = await self._delete(owner, Filters(), None, None, session)
-        async with self._database.transaction(session) as connection:
+        async with self._database.transaction(session, owner_id=owner) as connection:
             await self._store.delete_statistics(connection, owner)
         return deleted
 
@@ -204,7 +204,7 @@ class StoredDocuments(Lifecycle):
         """Return how much an owner has stored; zeros for one who has nothing."""
         owner = checked_identifier(owner_id, "owner_id", self.settings)
         _, space = await self._open()
-        async with self._database.connect(session) as connection:
+        async with self._database.connect(session, owner_id=owner) as connection:
             return await self._store.statistics(connection, owner, space.space_id)
 
     def _chosen(
@@ -234,7 +234,7 @@ class StoredDocuments(Lifecycle):
         await self._open()
         deleted = 0
         while True:
-            async with self._database.transaction(session) as connection:
+            async with self._database.transaction(session, owner_id=owner_id) as connection:
                 count = await self._store.delete(
                     connection,
                     owner_id,

@@ -16,6 +16,7 @@ from llmemory.embedding.base import Embedder, checked_embedder
 from llmemory.embedding.query_cache import QueryCache
 from llmemory.errors import ConfigurationError, SchemaError, SchemaTooNew
 from llmemory.models import tables_for
+from llmemory.row_level_security import check_sees_all
 from llmemory.settings import Settings, checked_schema
 from llmemory.spaces import Model, identity_of, open_space
 from llmemory.store import Store
@@ -70,7 +71,11 @@ class Lifecycle:
         self._database = Database(settings, engine=engine, schema=self.schema)
         self.execution_options = options_for(self.schema)
         self._tables = tables_for(self.schema)
-        self._store = Store(self._tables, notify=settings.job_notify)
+        self._store = Store(
+            self._tables,
+            notify=settings.job_notify,
+            row_level_security=settings.row_level_security,
+        )
         self._model: Model | None = None
         self._indexes = VectorIndexes(self._tables, settings.hnsw_refresh_s)
         self._opening: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (
@@ -166,3 +171,10 @@ class Lifecycle:
                 return
         async with migrate.ready(), self._database.transaction() as connection:
             await connection.run_sync(migrate.upgrade, self.schema)
+
+    async def _check_sees(self, owner_id: str | None) -> None:
+        """Refuse a call about all owners where it would find nothing, and say nothing of it."""
+        await self._open()
+        if owner_id is None and self.settings.row_level_security:
+            async with self._database.connect() as connection:
+                await connection.run_sync(check_sees_all, self.schema)

@@ -115,6 +115,7 @@ class Searching(Lifecycle):
                 embedding=query,
                 indexes=self._indexes,
                 settings=self.settings,
+                local=self._database.owner_settings(request.owner_id),
                 past_sqlalchemy=session is None and not self._database.is_given,
             )
 

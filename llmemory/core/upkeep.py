@@ -57,6 +57,7 @@ class Upkeep(Lifecycle):
         """
         owner = self._checked_owner(owner_id)
         at_most = None if limit is None else checked_count(limit, "limit")
+        await self._check_sees(owner)
         return await (await self._queue()).drain(owner, at_most)
 
     async def run_worker(
@@ -90,6 +91,7 @@ class Upkeep(Lifecycle):
                 vectors of its embedder were dropped.
         """
         owner = self._checked_owner(owner_id)
+        await self._check_sees(owner)
         worker = Worker(
             await self._queue(),
             self._queue,
@@ -127,7 +129,8 @@ class Upkeep(Lifecycle):
             )
         wanted, skipped = checked_page(limit, offset, self.settings)
         await self._open()
-        async with self._database.connect() as connection:
+        await self._check_sees(owner)
+        async with self._database.connect(owner_id=owner) as connection:
             return await list_jobs(
                 connection, self._tables, owner_id=owner, state=state, limit=wanted, offset=skipped
             )
@@ -150,7 +153,8 @@ class Upkeep(Lifecycle):
         owner = self._checked_owner(owner_id)
         chosen = checked_document_ids(document_ids)
         await self._open()
-        async with self._database.transaction() as connection:
+        await self._check_sees(owner)
+        async with self._database.transaction(owner_id=owner) as connection:
             count = await requeue_jobs(
                 connection, self._tables, owner_id=owner, document_ids=chosen
             )
@@ -171,7 +175,8 @@ class Upkeep(Lifecycle):
             on_progress: Called at each step, and while an index is built.
 
         Raises:
-            ConfigurationError: The role does not own the tables.
+            ConfigurationError: The role does not own the tables, or row level security hides their
+                rows from it.
             StorageError: The database failed; what was done before stays.
         """
         await self._open()
@@ -189,7 +194,7 @@ class Upkeep(Lifecycle):
         Raises:
             ClosedError: ``close`` was called.
         """
-        return await check_health(self._database, self._tables, self.embedder)
+        return await check_health(self._database, self._tables, self.embedder, self.settings)
 
     async def _queue(self, former: Queue | None = None) -> Queue:
         """Return `former` if it has the memory's model still, else a queue that has it."""

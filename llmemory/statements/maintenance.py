@@ -55,7 +55,8 @@ OWNED_TABLES = text(
 )
 
 PLANNER_ROWS = text(
-    "SELECT c.relname AS name, c.reltuples AS rows, EXISTS ("
+    # Where row level security is active, pg_stats does not tell.
+    "SELECT c.relname AS name, c.reltuples AS rows, row_security_active(c.oid) OR EXISTS ("
     "SELECT FROM pg_catalog.pg_stats AS s "
     "WHERE s.schemaname = n.nspname AND s.tablename = c.relname) AS has_statistics "
     "FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace "
