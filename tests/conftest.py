@@ -1,3 +1,9 @@
 """Fixtures come from the small plugins beside this file."""
 
-pytest_plugins = ["plugins.server", "plugins.memories", "plugins.observers", "plugins.plans"]
+pytest_plugins = [
+    "plugins.server",
+    "plugins.memories",
+    "plugins.observers",
+    "plugins.plans",
+    "plugins.guarded",
+]

@@ -1,0 +1,92 @@
+"""Databases with row level security, and roles that it binds."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
+
+from llmemory import row_level_security
+from plugins.server import execute
+
+__all__ = ["Guarded", "guard"]
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """URLs of one database by role.
+
+    Attributes:
+        superuser: Whom no policy binds.
+        application: Sees the rows of the owner that a transaction has named.
+        upkeep: Owns the tables and sees all rows, by a policy of its own.
+    """
+
+    superuser: str
+    application: str
+    upkeep: str
+
+
+@pytest.fixture(scope="session")
+def roles(server_url: str) -> Iterator[dict[str, str]]:
+    """Names and passwords of two roles without privileges; a server has them for all databases."""
+    made = {f"llmemory_{kind}_{secrets.token_hex(4)}": kind for kind in ("application", "upkeep")}
+    password = secrets.token_hex(8)
+    for name in made:
+        login = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
+        execute(server_url, login.format(sql.Identifier(name), sql.Literal(password)))
+    yield {kind: f"{name}:{password}" for name, kind in made.items()}
+    for name in made:
+        execute(server_url, sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def guarded(make_database: Callable[[str], str], template: str, roles: dict[str, str]) -> Guarded:
+    """A migrated database with row level security."""
+    return guard(make_database(template), roles)
+
+
+def guard(url: str, roles: dict[str, str], schema: str = "llmemory") -> Guarded:
+    """Have one of the roles own the tables, and the other one be served by them."""
+    upkeep, application = (roles[kind].partition(":")[0] for kind in ("upkeep", "application"))
+    engine = create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=NullPool
+    )
+    with psycopg.connect(url) as connection:
+        names = connection.execute(
+            "SELECT tablename FROM pg_tables WHERE schemaname = %s", (schema,)
+        ).fetchall()
+        for (name,) in names:
+            connection.execute(
+                sql.SQL("ALTER TABLE {} OWNER TO {}").format(
+                    sql.Identifier(schema, name), sql.Identifier(upkeep)
+                )
+            )
+        for statement in (
+            "GRANT USAGE ON SCHEMA {schema} TO {upkeep}, {application}",
+            "GRANT CREATE ON SCHEMA {schema} TO {upkeep}",
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} "
+            "TO {application}",
+        ):
+            connection.execute(
+                sql.SQL(statement).format(
+                    schema=sql.Identifier(schema),
+                    upkeep=sql.Identifier(upkeep),
+                    application=sql.Identifier(application),
+                )
+            )
+    with engine.begin() as owner:
+        row_level_security.enable(owner, schema, all_owners_roles=[upkeep])
+    return Guarded(url, _login(url, roles["application"]), _login(url, roles["upkeep"]))
+
+
+def _login(url: str, login: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{login}@{parts.netloc.rpartition('@')[2]}"))
