@@ -265,16 +265,16 @@ async def test_work_for_all_owners_has_a_role_of_its_own(
 
 
 async def test_upkeep(
-    served: AsyncMemory,
     guarded: Guarded,
     make_memory: MakeMemory,
     plans_of: Callable[[AsyncEngine], Any],
 ) -> None:
     settings = Settings(row_level_security=True, hnsw_owner_vectors=100, word_count_chunks=100)
+    served = make_memory(guarded.application, settings=GUARDED)
     await served.add_documents(
         {"owner_id": owner, "document_name": str(n), "content": f"Rule number {n} of {owner}."}
         for owner in ("large", "small")
-        for n in range(300 if owner == "large" else 3)
+        for n in range(4000 if owner == "large" else 3)
     )
     with pytest.raises(ConfigurationError, match="owns"):
         await served.maintain()
