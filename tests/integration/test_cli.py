@@ -599,3 +599,23 @@ def test_reembed(run: Run, notes: Path, database_url: str) -> None:
     )
     assert "embedding: hash/hash (32 dimensions)" in shown
     assert "2/2" in shown
+
+
+def test_row_level_security(run: Run, database_url: str) -> None:
+    role = f"llmemory_cli_{secrets.token_hex(4)}"
+    fetch(database_url, f"CREATE ROLE {role}")
+    try:
+        enabled = run("db", "enable-rls", "--all-owners-role", role)
+        assert enabled.stdout == 'Schema "llmemory": row level security is on.\n'
+        granted = fetch(
+            database_url, "SELECT DISTINCT roles::text FROM pg_policies WHERE qual = 'true'"
+        )
+        assert granted == [(f"{{{role}}}",)]
+        assert "is a superuser" in one_line(run("health").stdout)
+        run("db", "enable-rls")
+        assert fetch(database_url, "SELECT * FROM pg_policies WHERE qual = 'true'") == []
+        disabled = run("db", "disable-rls")
+        assert disabled.stdout == 'Schema "llmemory": row level security is off.\n'
+        assert fetch(database_url, "SELECT * FROM pg_policies") == []
+    finally:
+        fetch(database_url, f"DROP ROLE {role}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
@@ -16,7 +17,7 @@ from sqlalchemy.pool import NullPool
 from llmemory import row_level_security
 from plugins.server import execute
 
-__all__ = ["Guarded", "guard"]
+__all__ = ["Guarded", "fresh_roles", "guard"]
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,28 @@ class Guarded:
 
 @pytest.fixture(scope="session")
 def roles(server_url: str) -> Iterator[dict[str, str]]:
-    """Names and passwords of two roles without privileges; a server has them for all databases."""
+    """Two roles, for all databases of the server."""
+    with fresh_roles(server_url) as made:
+        yield made
+
+
+@contextmanager
+def fresh_roles(server_url: str) -> Iterator[dict[str, str]]:
+    """Create two roles without privileges, give ``name:password`` of each, drop them.
+
+    In the database of `server_url` they may own something then, in no other.
+    """
     made = {f"llmemory_{kind}_{secrets.token_hex(4)}": kind for kind in ("application", "upkeep")}
     password = secrets.token_hex(8)
     for name in made:
         login = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
         execute(server_url, login.format(sql.Identifier(name), sql.Literal(password)))
-    yield {kind: f"{name}:{password}" for name, kind in made.items()}
-    for name in made:
-        execute(server_url, sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+    try:
+        yield {kind: f"{name}:{password}" for name, kind in made.items()}
+    finally:
+        for name in made:
+            for statement in ("DROP OWNED BY {} CASCADE", "DROP ROLE {}"):
+                execute(server_url, sql.SQL(statement).format(sql.Identifier(name)))
 
 
 @pytest.fixture
