@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import NamedTuple, TypeAlias
 
 import psycopg
 import pytest
+from integration.helpers import fetch
 
 import llmemory
 from llmemory import migrate
@@ -611,11 +613,12 @@ def test_row_level_security(run: Run, database_url: str) -> None:
             database_url, "SELECT DISTINCT roles::text FROM pg_policies WHERE qual = 'true'"
         )
         assert granted == [(f"{{{role}}}",)]
-        assert "is a superuser" in one_line(run("health").stdout)
+        assert "is a superuser" in run("health").stdout
         run("db", "enable-rls")
         assert fetch(database_url, "SELECT * FROM pg_policies WHERE qual = 'true'") == []
         disabled = run("db", "disable-rls")
         assert disabled.stdout == 'Schema "llmemory": row level security is off.\n'
         assert fetch(database_url, "SELECT * FROM pg_policies") == []
     finally:
+        fetch(database_url, f"DROP OWNED BY {role}")
         fetch(database_url, f"DROP ROLE {role}")

@@ -40,7 +40,8 @@ def fused(tables: Tables, shape: SearchShape, vector: CTE, words: CTE) -> AnySel
     et al. 2023, convex combination of normalised scores.
     """
     alpha, candidates = bindparam("alpha", type_=Float), bindparam("candidates", type_=Integer)
-    chunk_id = func.coalesce(vector.c.chunk_id, words.c.chunk_id)
+    # Not coalesce(): under row level security no index would serve a condition with it.
+    chunk_id = case((vector.c.chunk_id.is_(None), words.c.chunk_id), else_=vector.c.chunk_id)
     similarity = func.coalesce(vector.c.value, similarity_of(tables, shape, chunk_id), 0.0)
     lexical_score = func.coalesce(words.c.value, lexical_score_of(tables, shape, chunk_id), 0.0)
     score = alpha * _share(similarity, vector) + (1 - alpha) * _share(lexical_score, words)
