@@ -76,9 +76,6 @@ class Maintenance:
         """
         async with self._database.connect() as connection:
             await self._check_owner(connection)
-            # Without rows in sight, all indexes would look outgrown.
-            with translated_errors():
-                await connection.run_sync(check_sees_all, self._tables.schema)
             async with session_lock(connection, self._lock_name) as is_ours:
                 if not is_ours:
                     return MaintenanceResult(is_busy=True)
@@ -125,7 +122,7 @@ class Maintenance:
         """Check that the role may do all this.
 
         Raises:
-            ConfigurationError: The role does not own the tables.
+            ConfigurationError: The role does not own the tables, or does not see all rows.
         """
         async with self._database.connect() as connection:
             await self._check_owner(connection)
@@ -140,6 +137,9 @@ class Maintenance:
                 f'Maintaining schema "{self._tables.schema}" needs the role that owns its tables. '
                 "Connect as the role that migrates, or be granted it."
             )
+        # Without rows in sight, all indexes would look outgrown.
+        with translated_errors():
+            await connection.run_sync(check_sees_all, self._tables.schema)
 
     async def _analyze(self, connection: AsyncConnection) -> list[str]:
         tables = self._planned_tables()

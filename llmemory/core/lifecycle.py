@@ -174,7 +174,6 @@ class Lifecycle:
 
     async def _check_sees(self, owner_id: str | None) -> None:
         """Refuse a call about all owners where it would find nothing, and say nothing of it."""
-        await self._open()
         if owner_id is None and self.settings.row_level_security:
             async with self._database.connect() as connection:
                 await connection.run_sync(check_sees_all, self.schema)

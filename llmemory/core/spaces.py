@@ -84,10 +84,14 @@ class Spaces(Lifecycle):
         """Return the models whose vectors the schema has or had, the oldest first.
 
         It counts the vectors of all owners.
+
+        Raises:
+            ConfigurationError: Row level security hides the rows of some owners.
         """
         self._database.check_open()
         async with self._opening_alone():
             await self._migrate()
+        await self._check_sees(None)
         async with self._database.connect() as connection:
             return await space_status(connection, self._tables)
 

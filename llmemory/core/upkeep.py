@@ -57,8 +57,9 @@ class Upkeep(Lifecycle):
         """
         owner = self._checked_owner(owner_id)
         at_most = None if limit is None else checked_count(limit, "limit")
+        queue = await self._queue()
         await self._check_sees(owner)
-        return await (await self._queue()).drain(owner, at_most)
+        return await queue.drain(owner, at_most)
 
     async def run_worker(
         self,
@@ -91,9 +92,10 @@ class Upkeep(Lifecycle):
                 vectors of its embedder were dropped.
         """
         owner = self._checked_owner(owner_id)
+        queue = await self._queue()
         await self._check_sees(owner)
         worker = Worker(
-            await self._queue(),
+            queue,
             self._queue,
             self._database,
             self.schema,

@@ -342,7 +342,16 @@ WITHOUT_SESSION = {
     "run_worker",
     "search_statement",
 }
-ABOUT_NO_OWNER = {"close", "from_engine", "health", "initialize", "maintain"}
+ABOUT_NO_OWNER = {
+    "close",
+    "drop_space",
+    "from_engine",
+    "health",
+    "initialize",
+    "list_spaces",
+    "maintain",
+    "reembed",
+}
 
 
 async def outcome(view: View, name: str, who: int, given: dict[str, Any], session: Any) -> Any:

@@ -22,6 +22,7 @@ from llmemory import (
     AsyncMemory,
     ConfigurationError,
     DocumentNotFoundError,
+    HashEmbedder,
     Settings,
     migrate,
     models,
@@ -293,6 +294,31 @@ async def test_upkeep(
         assert len(await searcher.search("large", "number 7", search_type="vector")) == 10
     assert any(name.startswith("hnsw_") for name in indexes_read(nodes))
     await engine.dispose()
+
+
+async def test_changing_the_model(
+    served: AsyncMemory, upkeep: AsyncMemory, guarded: Guarded, make_memory: MakeMemory
+) -> None:
+    for owner in HOSTILE:
+        await served.add_document(owner, "Note", f"Note of {owner}.")
+    smaller = HashEmbedder(dimensions=32)
+    for call in (lambda: served.reembed(smaller), lambda: served.drop_space(1)):
+        with pytest.raises(ConfigurationError, match="owns"):
+            await call()
+    with pytest.raises(ConfigurationError, match="all-owners-role"):
+        await served.list_spaces()
+    changed = await upkeep.reembed(smaller)
+    assert changed.embeddings_created == len(HOSTILE)
+    # A memory of the former model feeds the new one too.
+    await served.add_document("later", "Note", "Of both.")
+    assert await upkeep.process_pending_embeddings() == 1
+    searcher = make_memory(guarded.application, settings=GUARDED, embedder=smaller)
+    for memory in (served, searcher):
+        for owner in (*HOSTILE, "later"):
+            (hit,) = await memory.search(owner, "note", search_type="vector")
+            assert hit.document_name == "Note"
+    assert await upkeep.drop_space(1) == len(HOSTILE) + 1
+    assert [space.state for space in await upkeep.list_spaces()] == ["dropped", "in use"]
 
 
 async def test_health_warns(
