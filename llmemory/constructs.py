@@ -1,4 +1,4 @@
-"""What neither SQLAlchemy nor pgvector has: vectors that travel as text, functions of a schema."""
+"""What neither SQLAlchemy nor pgvector has: vectors as text, fields, functions of a schema."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.visitors import InternalTraversal
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.types import TypeEngine, UserDefinedType
 
-__all__ = ["HalfVector", "SchemaFunction", "quoted_identifier", "quoted_literal"]
+__all__ = [
+    "AnalysedWords",
+    "Field",
+    "HalfVector",
+    "SchemaFunction",
+    "quoted_identifier",
+    "quoted_literal",
+]
 
 T = TypeVar("T")
 
@@ -25,6 +32,39 @@ class HalfVector(HALFVEC):
     def bind_expression(self, bindvalue: BindParameter[Any]) -> ColumnElement[Any]:
         """Return the text that is bound, as a vector."""
         return cast(cast(bindvalue, Text), HALFVEC(self.dim))
+
+
+class AnalysedWords(UserDefinedType[str]):
+    """The composite type of a chunk's words, read as text: asyncpg knows no vector within one."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **options: Any) -> str:
+        """Return the type's name, which is in the schema of the table."""
+        return "analysed_words"
+
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Return the text of what is selected."""
+        return cast(column, Text)
+
+
+class Field(FunctionElement[T]):
+    """A field of a composite value."""
+
+    _traverse_internals = [  # noqa: RUF012
+        *FunctionElement._traverse_internals,
+        ("field", InternalTraversal.dp_string),
+    ]
+
+    def __init__(self, composite: Any, field: str, type_: TypeEngine[T]) -> None:
+        self.field = field
+        self.type = type_
+        super().__init__(composite)
+
+
+@compiles(Field)
+def _compile_field(element: Field[Any], compiler: SQLCompiler, **options: Any) -> str:
+    return f"({compiler.process(element.clauses, **options)}).{element.field}"
 
 
 def quoted_identifier(name: str) -> str:

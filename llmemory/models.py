@@ -39,10 +39,11 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
+from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.ext.hybrid import hybrid_method
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column, relationship
 
-from llmemory.constructs import HalfVector, SchemaFunction, quoted_identifier
+from llmemory.constructs import AnalysedWords, Field, HalfVector, SchemaFunction, quoted_identifier
 
 __all__ = [
     "DEFAULT_SCHEMA",
@@ -66,10 +67,7 @@ VERSION_TABLE = "llmemory_version"
 HNSW_PREFIX = "hnsw_"
 LEXICAL_DIMENSIONS = 1_000_000_000
 
-_COMPUTED = {
-    "terms": "{schema}.lexical_terms(owner_id, {schema}.search_vector(language, content))",
-    "lexical": "{schema}.lexical_weights({schema}.search_vector(language, content))",
-}
+_WORDS = "{schema}.analysed_words(owner_id, {schema}.search_vector(language, content))"
 
 
 # What the foreign keys delete is not loaded to be deleted.
@@ -158,7 +156,7 @@ class Chunk(Base):
         Index(None, "owner_id", "document_id", "position"),
         Index(
             "ix_chunks_terms",
-            "terms",
+            text("((words).terms)"),
             postgresql_using="gin",
             postgresql_with={"gin_pending_list_limit": 256},
         ),
@@ -175,20 +173,21 @@ class Chunk(Base):
     end_offset: Mapped[int] = mapped_column(Integer)
     token_count: Mapped[int] = mapped_column(Integer)
     language: Mapped[str]
-    # Hashes of owner and lexeme, so that an owner's words have postings of their own.
-    terms: Mapped[Any] = mapped_column(
-        ARRAY(BigInteger),
-        Computed(_COMPUTED["terms"].format(schema=DEFAULT_SCHEMA), persisted=True),
+    # Both of what follows in one, as a generated column cannot read another: the text is analysed
+    # once.
+    words: Mapped[Any] = mapped_column(
+        AnalysedWords(),
+        Computed(_WORDS.format(schema=DEFAULT_SCHEMA), persisted=True),
         nullable=True,
         deferred=True,
         deferred_raiseload=True,
     )
-    lexical: Mapped[Any] = mapped_column(
-        SPARSEVEC(LEXICAL_DIMENSIONS),
-        Computed(_COMPUTED["lexical"].format(schema=DEFAULT_SCHEMA), persisted=True),
-        nullable=True,
-        deferred=True,
-        deferred_raiseload=True,
+    # Hashes of owner and lexeme, so that an owner's words have postings of their own.
+    terms: Mapped[Any] = column_property(
+        Field(words, "terms", ARRAY(BigInteger)), deferred=True, raiseload=True
+    )
+    lexical: Mapped[Any] = column_property(
+        Field(words, "lexical", SPARSEVEC(LEXICAL_DIMENSIONS)), deferred=True, raiseload=True
     )
 
     document: Mapped[Document] = relationship(back_populates="chunks", lazy="raise_on_sql")
@@ -385,11 +384,12 @@ def tables_for(schema: str) -> Tables:
             table.to_metadata(metadata, schema=schema)
         # A colon would read as a bound parameter of text().
         quoted = quoted_identifier(schema).replace(":", r"\:")
-        columns = metadata.tables[f"{schema}.chunks"].columns
-        for name, expression in _COMPUTED.items():
-            computed = columns[name].computed
-            assert computed is not None
-            computed.sqltext = text(expression.format(schema=quoted))
+        computed = metadata.tables[f"{schema}.chunks"].columns["words"].computed
+        assert computed is not None
+        computed.sqltext = text(_WORDS.format(schema=quoted))
+    # As PostgreSQL may write the type's name; SQLAlchemy would warn of one that it does not know.
+    for name in (schema, quoted_identifier(schema)):
+        ischema_names[f"{name}.analysed_words".lower()] = AnalysedWords
     return Tables(
         schema,
         *(metadata.tables[f"{schema}.{name}"] for name in Tables._fields[1:]),

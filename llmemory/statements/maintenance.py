@@ -25,6 +25,7 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 
 from llmemory.models import Tables, quoted_identifier
 from llmemory.statements import AnySelect
+from llmemory.statements.functions import terms_of
 from llmemory.statements.search.shape import owner_is
 
 __all__ = [
@@ -132,7 +133,7 @@ def count_terms(tables: Tables) -> Insert:
     chunks, statistics = tables.chunks, tables.lexical_statistics
     one_in = bindparam("one_in", type_=Integer)
     sampled = (
-        select(func.unnest(chunks.c.terms).label("term"))
+        select(func.unnest(terms_of(chunks)).label("term"))
         .where(owner_is(chunks), func.mod(func.uuid_hash(chunks.c.chunk_id), one_in) == 0)
         .subquery("sampled")
     )

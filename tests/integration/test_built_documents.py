@@ -45,7 +45,7 @@ WRITTEN = {
     "document_date, language, metadata, content_hash, content, chunk_count, "
     "updated_at = created_at AS is_new",
     "chunks": "owner_id, position, headings, content, content_hash, start_offset, end_offset, "
-    "token_count, language, terms, lexical::text",
+    "token_count, language, (words).terms, (words).lexical::text",
     "embeddings": "owner_id, space_id, embedding::text",
     "embedding_jobs": "owner_id, space_id, state, attempts, leased_until, last_error",
 }

@@ -215,7 +215,7 @@ async def test_a_limit_on_candidates_keeps_the_rarer_words(
 async def test_postings_are_the_owners_own(memory: AsyncMemory, database_url: str) -> None:
     await add(memory, "english", one="annual leave")
     await memory.add_document("other", "one", "annual leave")
-    rows = fetch(database_url, "SELECT owner_id, terms FROM llmemory.chunks ORDER BY owner_id")
+    rows = fetch(database_url, "SELECT owner_id, (words).terms FROM llmemory.chunks ORDER BY 1")
     (_, ours), (_, theirs) = rows
     assert len(ours) == len(theirs) == 2
     assert not set(ours) & set(theirs)

@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, TSQUERY, TSVECTOR
 
 from llmemory.models import Tables
-from llmemory.statements.functions import schema_function
+from llmemory.statements.functions import schema_function, terms_of
 from llmemory.statements.search.shape import SearchShape, owner_is
 
 __all__ = ["meets_conditions", "query_terms"]
@@ -144,7 +144,7 @@ def _occurs(tables: Tables, chunks: FromClause, phrases: FromClause) -> ColumnEl
         tables, "search_vector", phrases.c.language, chunks.c.content, type_=TSVECTOR
     )
     return and_(
-        chunks.c.terms.contains(phrases.c.phrase_keys),
+        terms_of(chunks).contains(phrases.c.phrase_keys),
         or_(
             func.cardinality(phrases.c.phrase_keys) == 1,
             analysed.bool_op("@@")(phrases.c.phrase),

@@ -34,6 +34,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by, array
 
 from llmemory.models import LEXICAL_DIMENSIONS, Tables
 from llmemory.statements import AnySelect
+from llmemory.statements.functions import lexical_of, terms_of
 from llmemory.statements.search.narrowing import narrowed
 from llmemory.statements.search.query_terms import query_terms
 from llmemory.statements.search.shape import SearchShape, owner_is, pool, ranked
@@ -85,7 +86,7 @@ def lexical_score_of(
 def _score(tables: Tables, shape: SearchShape, rows: FromClause) -> ColumnElement[Any]:
     weights = select(_query_weights(tables, shape).c.weights).scalar_subquery()
     # pgvector's operator gives the negative inner product.
-    return type_coerce(-rows.c.lexical.max_inner_product(weights), Float)
+    return type_coerce(-lexical_of(rows).max_inner_product(weights), Float)
 
 
 def _candidates(tables: Tables, shape: SearchShape) -> CTE:
@@ -102,7 +103,7 @@ def _candidates(tables: Tables, shape: SearchShape) -> CTE:
         select(column).scalar_subquery() for column in (keys.c.rare, keys.c.following, keys.c.every)
     )
     wanted = bindparam("candidates_by_words", type_=Integer)
-    is_rare, is_following = chunks.c.terms.overlap(rare), chunks.c.terms.contains(following)
+    is_rare, is_following = terms_of(chunks).overlap(rare), terms_of(chunks).contains(following)
 
     def scored(*conditions: ColumnElement[bool]) -> AnySelect:
         score = _score(tables, shape, chunks)
@@ -127,7 +128,7 @@ def _candidates(tables: Tables, shape: SearchShape) -> CTE:
     others = more.cte("following_candidates").prefix_with("MATERIALIZED")
     rest = scored(
         are_fewer(pool(shape), found, others),
-        chunks.c.terms.overlap(every),
+        terms_of(chunks).overlap(every),
         not_(is_rare),
         or_(following.is_(None), not_(is_following)),
     ).limit(pool(shape))
@@ -138,7 +139,7 @@ def _met(tables: Tables, shape: SearchShape, key: ColumnElement[Any]) -> AnySele
     """Return scored chunks with a term that most have, the newest first: none is looked up."""
     chunks = tables.chunks
     newest = (
-        select(chunks.c.chunk_id, chunks.c.terms, chunks.c.lexical)
+        select(chunks.c.chunk_id, chunks.c.words)
         .where(owner_is(chunks))
         .order_by(chunks.c.chunk_id.desc())
         .offset(literal_column("0"))
@@ -147,7 +148,7 @@ def _met(tables: Tables, shape: SearchShape, key: ColumnElement[Any]) -> AnySele
     rare = select(_keys_by_rarity(_term_counts(tables, shape)).c.rare).scalar_subquery()
     score = _score(tables, shape, newest)
     return select(newest.c.chunk_id, score.label("lexical_score")).where(
-        newest.c.terms.contains(key), not_(newest.c.terms.overlap(rare))
+        terms_of(newest).contains(key), not_(terms_of(newest).overlap(rare))
     )
 
 
@@ -172,7 +173,7 @@ def _term_counts(tables: Tables, shape: SearchShape) -> CTE:
 
     counted = (
         select(func.count())
-        .where(owner_is(chunks), chunks.c.terms.contains(array([terms.c.key])))
+        .where(owner_is(chunks), terms_of(chunks).contains(array([terms.c.key])))
         .correlate(terms)
         .scalar_subquery()
     )
