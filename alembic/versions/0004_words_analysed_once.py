@@ -7,7 +7,7 @@ Locks: ``chunks`` exclusively while it is written anew, about 1 ms a chunk with 
 and writes of other tables go on. Deploy together with the new version of the library.
 
 Revision ID: 0004
-Revises: 0002
+Revises: 0003
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0004"
-down_revision = "0002"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 
@@ -29,17 +29,7 @@ def upgrade() -> None:
     execute(
         f"CREATE TYPE {quoted}.analysed_words AS (terms bigint[], lexical sparsevec(1000000000))"
     )
-    quicken_lexical_weights(quoted)
-    execute(
-        f"""
-CREATE FUNCTION {quoted}.analysed_words(owner_id text, words tsvector)
-    RETURNS {quoted}.analysed_words
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT
-    RETURN ROW(
-        {quoted}.lexical_terms(owner_id, words), {quoted}.lexical_weights(words)
-    )::{quoted}.analysed_words
-"""
-    )
+    create_analysed_words(quoted)
     words = f"{quoted}.search_vector(language, content)"
     # In the row, for scoring reads it; the content gives way when a row is too long for a page.
     # Statistics are those of the index: of the column they would be long, and of no use.
@@ -58,7 +48,7 @@ ALTER TABLE {quoted}.chunks
 
 
 def downgrade() -> None:
-    """Bring back the two columns; the weights are the same."""
+    """Bring back the two columns."""
     schema = op.get_context().version_table_schema or ""
     quoted = quote(schema)
     op.drop_index(op.f("ix_chunks_terms"), table_name="chunks", schema=schema)
@@ -80,31 +70,39 @@ ALTER TABLE {quoted}.chunks
     create_index(schema, "terms")
 
 
-def quicken_lexical_weights(quoted: str) -> None:
-    """Have the same weights calculated in fewer steps; k1 = 1.2, b = 0.75, average length 60."""
+def create_analysed_words(quoted: str) -> None:
+    """Create what makes the terms and their BM25 weights in one pass over the lexemes.
+
+    The weights are those of ``lexical_weights``, which also knows what to do in the rare chunk of
+    which two lexemes meet at a position, or which has more of them than a sparsevec holds.
+    """
     execute(
         f"""
-CREATE OR REPLACE FUNCTION {quoted}.lexical_weights(terms tsvector) RETURNS sparsevec
+CREATE FUNCTION {quoted}.analysed_words(owner_id text, words tsvector)
+    RETURNS {quoted}.analysed_words
     LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT
     RETURN (
-        SELECT ('{{' || coalesce(string_agg(position || ':' || weight, ','), '')
-                || '}}/1000000000')::sparsevec
+        SELECT ROW(
+            coalesce(array_agg(hashtextextended(lexeme COLLATE "C", owner_hash)), '{{}}'),
+            CASE
+                WHEN count(*) <= 16000 AND count(*) = count(DISTINCT position) THEN (
+                    '{{' || coalesce(string_agg(position || ':' || weight::real, ','), '')
+                    || '}}/1000000000'
+                )::sparsevec
+                ELSE {quoted}.lexical_weights(words)
+            END
+        )::{quoted}.analysed_words
         FROM (
-            SELECT position, sum(2.2 * frequency / (frequency + norm))::real AS weight
+            SELECT lexeme,
+                   hashtextextended(owner_id COLLATE "C", 0) AS owner_hash,
+                   (hashtextextended(lexeme COLLATE "C", 0) & 536870911)::integer + 1 AS position,
+                   2.2 * frequency / (frequency + 0.3 + 0.9 * sum(frequency) OVER () / 60.0)
+                       AS weight
             FROM (
-                SELECT (hashtextextended(lexeme COLLATE "C", 0) & 536870911)::integer + 1
-                           AS position,
-                       frequency,
-                       0.3 + 0.9 * sum(frequency) OVER () / 60.0 AS norm
-                FROM (
-                    SELECT lexeme, coalesce(cardinality(positions), 1)::float8 AS frequency
-                    FROM unnest(terms)
-                ) AS counted
-            ) AS placed
-            GROUP BY position
-            ORDER BY 2 DESC
-            LIMIT 16000
-        ) AS heaviest
+                SELECT lexeme, coalesce(cardinality(positions), 1)::float8 AS frequency
+                FROM unnest(words)
+            ) AS counted
+        ) AS weighted
     )
 """
     )

@@ -221,6 +221,28 @@ async def test_postings_are_the_owners_own(memory: AsyncMemory, database_url: st
     assert not set(ours) & set(theirs)
 
 
+async def test_words_that_meet_at_a_position(memory: AsyncMemory, database_url: str) -> None:
+    """Chosen for their hashes; their weights are summed, as those of the query are."""
+    ((first, second),) = fetch(
+        database_url,
+        """
+        SELECT min(word), max(word)
+        FROM (SELECT 'x' || number AS word FROM generate_series(1, 100000) AS number) AS words
+        GROUP BY hashtextextended(word COLLATE "C", 0) & 536870911 HAVING count(*) = 2 LIMIT 1
+        """,
+    )
+    await add(memory, "simple", both=f"{first} {second}", one=f"{first} other", none="the other")
+    hits = await memory.search("acme", f"{first} {second}", search_type="text")
+    assert [hit.document_name for hit in hits] == ["both", "one"]
+    rows = fetch(
+        database_url,
+        "SELECT cardinality((words).terms), (words).lexical::text FROM llmemory.chunks "
+        "ORDER BY content = %s DESC" % f"'{first} {second}'",
+    )
+    assert [terms for terms, _ in rows] == [2, 2, 2]
+    assert [weights.count(":") for _, weights in rows] == [1, 2, 2]
+
+
 async def test_a_documents_language_is_detected(make_memory: MakeMemory) -> None:
     memory = make_memory(settings=Settings(language="auto"))
     contents = {

@@ -113,6 +113,34 @@ def test_states_of_spaces_survive_a_downgrade(database_url: str) -> None:
         assert found.scalars().all() == ["ready", "ready", "filling", "filling"]
 
 
+async def test_words_of_stored_chunks_survive_a_downgrade(
+    make_memory: MakeMemory, database_url: str
+) -> None:
+    memory = make_memory()
+    for name, content in {
+        "policy": "Staff have 25 days of leave, and leave for every leaving: leave it.",
+        "accents": "Une journée de congé, à São Paulo.",
+        "letters": "従業員には年間二十五日の休暇があります。",
+        "nothing": "the of and",
+    }.items():
+        await memory.add_document("acme", name, content)
+    queries = ("leaves days", "conge", "休暇", '"days of leave"', "25 -leave")
+    hits = [await memory.search("acme", query, search_type="text") for query in queries]
+    one = "SELECT array(SELECT unnest((words).terms) ORDER BY 1), (words).lexical::text"
+    two = "SELECT array(SELECT unnest(terms) ORDER BY 1), lexical::text"
+    ordered = " FROM llmemory.chunks ORDER BY chunk_id"
+    with transaction(database_url) as connection:
+        above = connection.exec_driver_sql(one + ordered).all()
+        migrate.downgrade(connection, "llmemory", "0003")
+        assert connection.exec_driver_sql(two + ordered).all() == above
+        migrate.upgrade(connection, "llmemory")
+        assert connection.exec_driver_sql(one + ordered).all() == above
+        command.check(migrate._config(connection=connection, schema="llmemory"))
+    found = [await memory.search("acme", query, search_type="text") for query in queries]
+    assert found == hits
+    assert [len(of_query) for of_query in hits] == [1, 1, 1, 1, 0]
+
+
 @DRIVERS
 async def test_initialize_migrates_an_empty_database(
     make_memory: MakeMemory, empty_database_url: str, driver: str
