@@ -237,7 +237,7 @@ async def test_words_that_meet_at_a_position(memory: AsyncMemory, database_url: 
     rows = fetch(
         database_url,
         "SELECT cardinality((words).terms), (words).lexical::text FROM llmemory.chunks "
-        "ORDER BY content = %s DESC" % f"'{first} {second}'",
+        f"ORDER BY content = '{first} {second}' DESC",
     )
     assert [terms for terms, _ in rows] == [2, 2, 2]
     assert [weights.count(":") for _, weights in rows] == [1, 2, 2]
