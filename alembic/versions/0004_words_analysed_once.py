@@ -3,7 +3,7 @@
 ``chunks.words`` takes the place of ``chunks.terms`` and ``chunks.lexical``: a generated column
 cannot read another, so each had analysed the text for itself. It holds both.
 
-Locks: ``chunks`` exclusively while it is written anew, about 1 ms a chunk with its indexes; reads
+Locks: ``chunks`` exclusively while it is written anew, about 0.5 ms a chunk with its indexes; reads
 and writes of other tables go on. Deploy together with the new version of the library.
 
 Revision ID: 0004
