@@ -43,9 +43,9 @@ class AnalysedWords(UserDefinedType[str]):
         """Return the type's name, which is in the schema of the table."""
         return "analysed_words"
 
-    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+    def column_expression(self, colexpr: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return the text of what is selected."""
-        return cast(column, Text)
+        return cast(colexpr, Text)
 
 
 class Field(FunctionElement[T]):
