@@ -31,6 +31,8 @@ THROUGH_SQLALCHEMY = (
     "shared_pools",
     "transactions",
 )
+# By the driver that is used where a test names none.
+THROUGH_A_POOLER = {"asyncpg": ("memory", "search"), "psycopg": ("documents", "external_id")}
 UNWANTED = {"langchain", "langchain-core", "openai", "torch", "transformers"}
 
 nox.needs_version = ">=2025.2.9"
@@ -129,6 +131,20 @@ def integration(session: nox.Session, sqlalchemy: str) -> None:
             session.run("pytest", "-m", "alone", "tests/integration/test_large_documents.py")
 
 
+@nox.session(default=False)
+def poolers(session: nox.Session) -> None:
+    """Run behaviour tests through PgBouncer, then what pools, replicas and restarts may do.
+
+    It needs the program ``pgbouncer``, which no package index has.
+    """
+    install(session, "poolers")
+    for driver, names in THROUGH_A_POOLER.items():
+        session.env["LLMEMORY_TEST_POOLER"] = driver
+        run_tests(session, *(f"integration/test_{name}.py" for name in names))
+    del session.env["LLMEMORY_TEST_POOLER"]
+    run_tests(session, "poolers")
+
+
 @nox.session
 def servers(session: nox.Session) -> None:
     """Run the library in real servers: gunicorn, uWSGI, Celery, uvicorn, Django's own."""
@@ -138,9 +154,9 @@ def servers(session: nox.Session) -> None:
         session.run("pytest", "tests/servers", "--timeout=180", "-m", "alone")
 
 
-@nox.session
+@nox.session(default=False)
 def local(session: nox.Session) -> None:
-    """Embed with a model of sentence-transformers; most of the time goes into installing torch."""
+    """Embed with a model of sentence-transformers; torch alone is 1.5 GB to install."""
     # An environment that is used again still has the oldest.
     install(session, "local", "--upgrade", extras="[embedded,local]")
     session.run("pytest", "tests/local", "-m", "not alone", *session.posargs)

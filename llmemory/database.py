@@ -91,6 +91,12 @@ class Database:
         """The engine that the caller brought, if any."""
         return self._given
 
+    @property
+    def has_sessions(self) -> bool:
+        """Whether a connection is one session of the server's, not one of a pooler's at a time."""
+        owner = self if self._lender is None else self._lender
+        return not owner._settings.transaction_pooler
+
     def check_open(self) -> None:
         """Raise ClosedError after ``close``."""
         if self._closed:

@@ -64,12 +64,33 @@ _PROMISES: dict[str, frozenset[str]] = {
 }
 
 
+async def _connect_leaving_jit(**arguments: Any) -> Any:
+    import asyncpg
+
+    connection = await asyncpg.connect(**arguments)
+    # It switches JIT off for the session in which it looks up types, and then on again in the next
+    # one, behind a pooler another. Told that there is no JIT, it looks them up as well.
+    connection._server_caps = connection._server_caps._replace(jit=False)
+    return connection
+
+
+# A pooler in transaction mode may run the next statement in another session, where no statement of
+# ours is known, or one of somebody else's by that name. What has no name and is not kept, asyncpg
+# parses, binds and runs in one message.
+_UNNAMED: dict[str, Any] = {
+    "statement_cache_size": 0,
+    "prepared_statement_cache_size": 0,
+    "prepared_statement_name_func": lambda: "",
+    "async_creator_fn": _connect_leaving_jit,
+}
+
+
 def create_engine(url: str, settings: Settings) -> AsyncEngine:
     """Return an engine for `url`, which the driver itself parses, libpq parameters included.
 
     Args:
         url: ``postgresql://`` (asyncpg), ``postgresql+asyncpg://`` or ``postgresql+psycopg://``.
-        settings: Pool sizes and time-outs.
+        settings: Pool sizes and time-outs, and whether there is a pooler.
 
     Raises:
         ConfigurationError: The URL is no PostgreSQL URL or cannot be parsed.
@@ -95,6 +116,8 @@ def create_engine(url: str, settings: Settings) -> AsyncEngine:
         options["async_creator"] = _psycopg_creator(url, settings)
     else:
         options["connect_args"] = _asyncpg_arguments(url, settings)
+        if settings.transaction_pooler:
+            options["connect_args"] |= _UNNAMED
     engine = create_async_engine(f"postgresql+{driver}://", **options)
     event.listen(engine.sync_engine, "checkout", _refuse_ended)
     return engine
@@ -132,10 +155,11 @@ def _psycopg_creator(url: str, settings: Settings) -> Callable[[], Awaitable[Any
         "application_name": "llmemory",
     }
     conninfo = make_conninfo(**{**defaults, **given})
+    options: dict[str, Any] = {"prepare_threshold": None} if settings.transaction_pooler else {}
 
     async def connect() -> Any:
         try:
-            return await psycopg.AsyncConnection.connect(conninfo)
+            return await psycopg.AsyncConnection.connect(conninfo, **options)
         except psycopg.OperationalError:
             # libpq tells no SQLSTATE of a refused login; asyncpg does.
             await _raise_refusal(_asyncpg_arguments(url, settings))
@@ -327,12 +351,19 @@ _UNREACHABLE = (
     "and sslmode are right."
 )
 
+_FOREIGN_SESSION = (
+    "A prepared statement was not found, or found twice: a pooler in transaction mode stands "
+    "before the server. Set transaction_pooler; an engine of yours must not prepare statements."
+)
+
 _CONFIGURATION = {
     "28P01": "The database refused the password; check user and password.",
     "28000": "The database refused the login; check user, password and pg_hba.conf.",
     "3D000": "The database named in the connection string does not exist; create it or mend it.",
     "42704": "The server does not know a parameter of the connection string, or pgvector's types.",
     "25P01": "The session is in AUTOCOMMIT, where it has no transaction to join; give one without.",
+    "26000": _FOREIGN_SESSION,
+    "42P05": _FOREIGN_SESSION,
     "42501": "The database role lacks a privilege; grant it on the schema and its tables. If row "
     "level security is on, docs/tenants.md says which role may do what.",
 }

@@ -48,6 +48,7 @@ class AwordMemory(AsyncMemory):
         pool: Connections to use instead: the ``pool`` of another AwordMemory, an AsyncEngine or
             a pool of asyncpg, such as pgdbm's. ``close`` leaves them open.
         engine: As for ``AsyncMemory``.
+        replica_engine: As for ``AsyncMemory``.
         schema: As for ``AsyncMemory``.
         embedder: As for ``AsyncMemory``. With the pool of another memory, None takes that one's.
         settings: As for ``AsyncMemory``. With the pool of another memory, None takes that one's.
@@ -69,6 +70,7 @@ class AwordMemory(AsyncMemory):
         openai_api_key: str | None = None,
         pool: AnyPool | None = None,
         engine: AsyncEngine | None = None,
+        replica_engine: AsyncEngine | None = None,
         schema: str | None = None,
         embedder: Embedder | None = None,
         settings: Settings | None = None,
@@ -88,6 +90,7 @@ class AwordMemory(AsyncMemory):
             connection_string,
             openai_api_key=openai_api_key,
             engine=engine,
+            replica_engine=replica_engine,
             schema=schema,
             embedder=embedder,
             settings=settings,

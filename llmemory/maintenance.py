@@ -76,7 +76,7 @@ class Maintenance:
         """
         async with self._database.connect() as connection:
             await self._check_owner(connection)
-            async with session_lock(connection, self._lock_name) as is_ours:
+            async with session_lock(self._database, connection, self._lock_name) as is_ours:
                 if not is_ours:
                     return MaintenanceResult(is_busy=True)
                 analyzed = await self._analyze(connection)
@@ -97,7 +97,7 @@ class Maintenance:
         """
         async with (
             self._database.connect() as connection,
-            session_lock(connection, self._lock_name, wait=True),
+            session_lock(self._database, connection, self._lock_name, wait=True),
         ):
             with translated_errors():
                 await connection.execute(sql.analyze(self._tables.embeddings))
@@ -108,7 +108,7 @@ class Maintenance:
         """Drop the indexes of a space. It waits for another run to end."""
         async with (
             self._database.connect() as connection,
-            session_lock(connection, self._lock_name, wait=True),
+            session_lock(self._database, connection, self._lock_name, wait=True),
         ):
             for index in await stored_indexes(connection, self._tables):
                 if indexes_sql.space_of(index.name) == space_id:
@@ -263,8 +263,7 @@ class Maintenance:
         )
         self._report("building an index", index.owner_id, number, total)
         with translated_errors():
-            pid = (await connection.execute(sql.SESSION)).scalar_one()
-            async with self._watched(pid, index, number, total):
+            async with self._watched(index, number, total):
                 await connection.execute(statement)
 
     async def _drop(self, connection: AsyncConnection, name: str) -> None:
@@ -273,20 +272,20 @@ class Maintenance:
             await connection.execute(indexes_sql.drop_index(self._tables, name))
 
     @asynccontextmanager
-    async def _watched(
-        self, pid: int, index: _Wanted, number: int, total: int
-    ) -> AsyncIterator[None]:
+    async def _watched(self, index: _Wanted, number: int, total: int) -> AsyncIterator[None]:
         """Report how far a build is, as PostgreSQL tells on another connection."""
         if self._on_progress is None:
             yield
             return
+
+        values = {"schema_name": self._tables.schema, "table_name": self._tables.embeddings.name}
 
         async def watch() -> None:
             while True:
                 await anyio.sleep(POLL_S)
                 with suppress(LLMemoryError):
                     async with self._database.connect() as connection:
-                        result = await connection.execute(sql.BUILD_PROGRESS, {"session_pid": pid})
+                        result = await connection.execute(sql.BUILD_PROGRESS, values)
                         row = result.first()
                     if row is not None:
                         done = number + _share(row)

@@ -57,6 +57,7 @@ class Memory:
         connection_string: As for ``AsyncMemory``.
         openai_api_key: As for ``AsyncMemory``.
         engine: An AsyncEngine of yours that no other event loop uses. It cannot cross a fork.
+        replica_engine: As for ``AsyncMemory``; the same holds of it.
         schema: As for ``AsyncMemory``.
         embedder: As for ``AsyncMemory``.
         settings: As for ``AsyncMemory``.
@@ -77,6 +78,7 @@ class Memory:
         *,
         openai_api_key: str | None = None,
         engine: AsyncEngine | None = None,
+        replica_engine: AsyncEngine | None = None,
         schema: str | None = None,
         embedder: Embedder | None = None,
         settings: Settings | None = None,
@@ -86,6 +88,7 @@ class Memory:
             connection_string,
             openai_api_key=openai_api_key,
             engine=engine,
+            replica_engine=replica_engine,
             schema=schema,
             embedder=embedder,
             settings=settings,
@@ -94,7 +97,7 @@ class Memory:
         self.settings = core.settings
         self.schema = core.schema
         self.execution_options = core.execution_options
-        self._engine = engine
+        self._brings_engine = engine is not None or replica_engine is not None
         self._chunk_context = chunk_context
         self._is_closed = False
         self._pid = os.getpid()
@@ -107,6 +110,7 @@ class Memory:
         cls,
         engine: AsyncEngine,
         *,
+        replica_engine: AsyncEngine | None = None,
         schema: str | None = None,
         embedder: Embedder | None = None,
         settings: Settings | None = None,
@@ -118,6 +122,7 @@ class Memory:
         """
         return cls(
             engine=engine,
+            replica_engine=replica_engine,
             schema=schema,
             embedder=embedder,
             settings=settings,
@@ -173,7 +178,7 @@ class Memory:
         if self._is_closed:
             raise ClosedError("This memory is closed; make a new one.")
         if self._pid != os.getpid():
-            if self._engine is not None:
+            if self._brings_engine:
                 raise ConfigurationError(
                     "This memory uses an engine that was made before the fork, whose connections "
                     "belong to the parent process. Make the engine and the memory in the worker, "

@@ -23,7 +23,7 @@ async def can_listen(database: Database) -> bool:
 
     One that was lent by another pool, or that all share, cannot.
     """
-    return isinstance((await database.engine()).pool, QueuePool)
+    return database.has_sessions and isinstance((await database.engine()).pool, QueuePool)
 
 
 async def listen(

@@ -92,7 +92,7 @@ class Reembedding(ChunkWalk):
         name = f"llmemory reembed {self._tables.schema}"
         async with (
             self._database.connect() as connection,
-            session_lock(connection, name, wait=True),
+            session_lock(self._database, connection, name, wait=True),
         ):
             space = await self._begin(connection)
             if space.is_default:

@@ -59,6 +59,9 @@ class Settings(BaseSettings):
         description="Where the documents live: `postgresql://`, `postgresql+asyncpg://`, "
         "`postgresql+psycopg://` or `embedded://`. Empty means the embedded server.",
     )
+    replica_url: SecretStr | None = Field(
+        None, description="A read replica of it, which searches ask. Empty means none."
+    )
     schema_name: str = Field(
         "llmemory", description="PostgreSQL schema that holds the tables, at most 63 bytes."
     )
@@ -80,6 +83,11 @@ class Settings(BaseSettings):
     )
     connect_timeout_s: float = Field(
         10.0, gt=0, le=3600, description="Seconds to wait for the server to accept a connection."
+    )
+    transaction_pooler: bool = Field(
+        False,
+        description="Whether a pooler in transaction mode, such as PgBouncer, stands before the "
+        "server.",
     )
 
     embedder: Literal["auto", "openai", "local", "static", "hash"] = Field(

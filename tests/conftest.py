@@ -2,6 +2,8 @@
 
 pytest_plugins = [
     "plugins.server",
+    "plugins.poolers",
+    "plugins.clusters",
     "plugins.memories",
     "plugins.observers",
     "plugins.plans",

@@ -24,6 +24,8 @@ class AsyncMemory(Adding, Searching, StoredDocuments, Upkeep, Spaces):
             ``embedded:///folder`` for the embedded server. None takes ``settings.database_url``,
             and the embedded server if that is empty too.
         engine: An engine of yours to use instead. ``close`` leaves it open.
+        replica_engine: An engine of yours on a read replica, which searches ask, and the primary
+            where it fails. ``close`` leaves it open. None takes ``settings.replica_url``, if any.
         schema: PostgreSQL schema of the tables, at most 63 bytes. None takes the settings'.
         openai_api_key: Key for OpenAI's embeddings, extra ``openai``; short for an embedder.
         embedder: What makes the vectors. None takes the one that the settings name.

@@ -16,6 +16,7 @@ from llmemory.embedding.base import Embedder, checked_embedder
 from llmemory.embedding.query_cache import QueryCache
 from llmemory.errors import ConfigurationError, SchemaError, SchemaTooNew
 from llmemory.models import tables_for
+from llmemory.replicas import replica_of
 from llmemory.row_level_security import check_sees_all
 from llmemory.settings import Settings, checked_schema
 from llmemory.spaces import Model, identity_of, open_space
@@ -35,6 +36,7 @@ class Lifecycle:
         *,
         openai_api_key: str | None = None,
         engine: AsyncEngine | None = None,
+        replica_engine: AsyncEngine | None = None,
         schema: str | None = None,
         embedder: Embedder | None = None,
         settings: Settings | None = None,
@@ -69,6 +71,7 @@ class Lifecycle:
         self._contexts = Contexts(chunk_context, settings)
         self._queries = QueryCache(settings.query_cache_size)
         self._database = Database(settings, engine=engine, schema=self.schema)
+        self._replica = replica_of(settings, replica_engine, schema=self.schema)
         self.execution_options = options_for(self.schema)
         self._tables = tables_for(self.schema)
         self._store = Store(
@@ -87,6 +90,7 @@ class Lifecycle:
         cls,
         engine: AsyncEngine,
         *,
+        replica_engine: AsyncEngine | None = None,
         schema: str | None = None,
         embedder: Embedder | None = None,
         settings: Settings | None = None,
@@ -98,6 +102,7 @@ class Lifecycle:
         """
         return cls(
             engine=engine,
+            replica_engine=replica_engine,
             schema=schema,
             embedder=embedder,
             settings=settings,
@@ -128,6 +133,8 @@ class Lifecycle:
     async def close(self) -> None:
         """Close the connections that this memory opened. Later calls raise ClosedError."""
         await self._database.close()
+        if self._replica is not None:
+            await self._replica.close()
         close_embedder = getattr(self._own_embedder, "aclose", None)
         if close_embedder is not None:
             await close_embedder()

@@ -9,7 +9,7 @@ from sqlalchemy import Select
 
 import llmemory.statement_settings  # noqa: F401 - it listens
 from llmemory.core.lifecycle import Lifecycle
-from llmemory.database import Session
+from llmemory.database import Database, Session
 from llmemory.embedding.base import Embedder
 from llmemory.ranking import grouped
 from llmemory.retrieval import run_search, search_select
@@ -49,6 +49,7 @@ class Searching(Lifecycle):
         min_score: float | None = None,
         context_window: int = 0,
         highlight: bool = False,
+        from_primary: bool = False,
         session: Session | None = None,
     ) -> list[SearchResult]:
         """Return the owner's passages that fit `query_text` best, best first.
@@ -77,6 +78,8 @@ class Searching(Lifecycle):
             context_window: Chunks on each side whose text comes along, as ``context``, 0 to 50.
             highlight: Whether ``highlight`` of each hit is made: its text as safe HTML, the
                 query's words in ``<mark>``.
+            from_primary: Whether to see all that has been committed, where there is a replica,
+                which lags behind: it is not asked then.
             session: Your transaction to read in, with what it has not committed.
 
         Returns:
@@ -106,18 +109,24 @@ class Searching(Lifecycle):
         )
         embedder, space = await self._open()
         query = await self._vector_of(request, embedder)
-        async with self._database.connect(session) as connection:
-            return await run_search(
-                connection,
-                self._tables,
-                request,
-                space=space,
-                embedding=query,
-                indexes=self._indexes,
-                settings=self.settings,
-                local=self._database.owner_settings(request.owner_id),
-                past_sqlalchemy=session is None and not self._database.is_given,
-            )
+
+        async def run(database: Database) -> list[SearchResult]:
+            async with database.connect(session) as connection:
+                return await run_search(
+                    connection,
+                    self._tables,
+                    request,
+                    space=space,
+                    embedding=query,
+                    indexes=self._indexes,
+                    settings=self.settings,
+                    local=database.owner_settings(request.owner_id),
+                    past_sqlalchemy=session is None and not database.is_given,
+                )
+
+        if self._replica is None or from_primary or session is not None:
+            return await run(self._database)
+        return await self._replica.ask_first(run, otherwise=self._database)
 
     async def search_with_documents(
         self,
@@ -137,6 +146,7 @@ class Searching(Lifecycle):
         min_score: float | None = None,
         context_window: int = 0,
         highlight: bool = False,
+        from_primary: bool = False,
         session: Session | None = None,
     ) -> SearchResultWithDocuments:
         """Search as ``search`` does; return the hits, and the same hits grouped by document.
@@ -167,6 +177,7 @@ class Searching(Lifecycle):
                 min_score=min_score,
                 context_window=context_window,
                 highlight=highlight,
+                from_primary=from_primary,
                 session=session,
             )
         )

@@ -32,8 +32,8 @@ __all__ = [
     "BUILD_PROGRESS",
     "OWNED_TABLES",
     "PLANNER_ROWS",
-    "SESSION",
     "TRY_LOCK",
+    "TRY_LOCK_IN_TRANSACTION",
     "UNLOCK",
     "analyze",
     "chunks_of_large_owners",
@@ -46,7 +46,8 @@ __all__ = [
 
 TRY_LOCK = text("SELECT pg_try_advisory_lock(hashtextextended(:lock_name, 0))")
 UNLOCK = text("SELECT pg_advisory_unlock(hashtextextended(:lock_name, 0))")
-SESSION = text("SELECT pg_backend_pid()")
+TRY_LOCK_IN_TRANSACTION = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:lock_name, 0))")
+"""Conflicts with ``TRY_LOCK`` on the same name."""
 
 OWNED_TABLES = text(
     "SELECT c.relname FROM pg_catalog.pg_class AS c "
@@ -67,8 +68,12 @@ PLANNER_ROWS = text(
 
 BUILD_PROGRESS = text(
     "SELECT phase, blocks_done, blocks_total, tuples_done, tuples_total "
-    "FROM pg_catalog.pg_stat_progress_create_index WHERE pid = :session_pid"
+    "FROM pg_catalog.pg_stat_progress_create_index AS p "
+    "JOIN pg_catalog.pg_class AS c ON c.oid = p.relid "
+    "JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace "
+    "WHERE n.nspname = :schema_name AND c.relname = :table_name"
 )
+"""How far the index build on a table is; there is one at a time, under the lock."""
 
 
 @lru_cache(maxsize=1024)
