@@ -206,7 +206,11 @@ def revision_of(connection: Connection, schema: str) -> str | None:
 
 def schemas_of(connection: Connection) -> list[str]:
     """Return the schemas of the database that hold the library's tables, in order of name."""
-    return list(connection.execute(_SCHEMAS).scalars())
+    schemas = list(connection.execute(_SCHEMAS).scalars())
+    for schema in schemas:
+        # Whoever compares them shall not be warned of a type that SQLAlchemy does not know.
+        tables_for(schema)
+    return schemas
 
 
 def check(connection: Connection, schema: str) -> None:
