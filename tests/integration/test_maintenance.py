@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable
@@ -233,7 +234,7 @@ async def test_it_needs_the_owner_of_the_tables(
     memory: AsyncMemory, database_url: str, make_memory: MakeMemory
 ) -> None:
     await memory.initialize()
-    role = "llmemory_worker_" + database_url.rpartition("_")[2].partition("?")[0]
+    role = f"llmemory_worker_{secrets.token_hex(6)}"
     fetch(database_url, f"CREATE ROLE {role} LOGIN")
     try:
         fetch(database_url, f"GRANT USAGE ON SCHEMA llmemory TO {role}")
