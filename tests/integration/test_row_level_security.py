@@ -28,6 +28,7 @@ from llmemory import (
     models,
     row_level_security,
 )
+from llmemory.prerequisites import prepare_schema
 
 pytestmark = pytest.mark.anyio
 
@@ -398,11 +399,11 @@ async def test_a_migration_fails_over_rows_that_it_does_not_see(guarded: Guarded
     )
     shown = text("SHOW row_security")
     with engine.connect() as connection:
-        migrate.prepare_schema(connection, "llmemory")
+        prepare_schema(connection, "llmemory")
         assert connection.execute(shown).scalar() == "on"
     fetch(guarded.superuser, "DROP POLICY llmemory_all_owners ON llmemory.documents")
     with engine.connect() as connection:
-        migrate.prepare_schema(connection, "llmemory")
+        prepare_schema(connection, "llmemory")
         assert connection.execute(shown).scalar() == "off"
         with pytest.raises(Exception, match="row-level security"):
             connection.execute(text("UPDATE llmemory.documents SET language = 'english'"))
