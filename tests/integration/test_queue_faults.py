@@ -194,7 +194,9 @@ async def test_postgresql_killed_in_the_middle_of_a_write(
         again = await anyio.to_thread.run_sync(embedded.start, folder)
         assert again.url == server.url
         assert await queue_problems(url, HashEmbedder()) == []
-        assert rows(url)["embeddings"] == done == 10
+        # The worker may have gone on by now; what it was killed in is there whole or not at all.
+        assert done == 10
+        assert rows(url)["embeddings"] in {10, 40}
         await until(lambda: not queued(url), within_s=60)
         working.cancel()
         await asyncio.wait([working])
