@@ -277,7 +277,7 @@ class Database:
             yield
         finally:
             owner = self if self._lender is None else self._lender
-            if owner.is_closed and owner.given_engine is None:
+            if owner.is_closed and not self.is_given:
                 with anyio.CancelScope(shield=True), suppress(Exception):
                     await connection.invalidate()
 

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from llmemory.drivers import translated_errors
 from llmemory.filters import Filters
 from llmemory.models import Tables, quoted_identifier
+from llmemory.recent import Recent
 from llmemory.statements.vector_indexes import LIST_INDEXES, Held, index_name
 
 __all__ = ["PassingCounts", "StoredIndex", "VectorIndex", "VectorIndexes", "stored_indexes"]
@@ -63,19 +64,16 @@ class PassingCounts:
 
     def __init__(self, refresh_s: float) -> None:
         self._refresh_s = refresh_s
-        self._known: dict[tuple[str, Filters], tuple[int, float]] = {}
+        self._known: Recent[tuple[str, Filters], tuple[int, float]] = Recent(MOST_KNOWN)
 
     def get(self, owner_id: str, filters: Filters) -> int | None:
         """Return about how many pass, None if that is not known."""
-        count, expires_s = self._known.get((owner_id, filters), (None, 0.0))
+        count, expires_s = self._known.get((owner_id, filters)) or (None, 0.0)
         return count if time.monotonic() < expires_s else None
 
     def put(self, owner_id: str, filters: Filters, count: int) -> None:
         """Note how many pass."""
-        self._known.pop((owner_id, filters), None)
-        self._known[owner_id, filters] = (count, time.monotonic() + self._refresh_s)
-        while len(self._known) > MOST_KNOWN:
-            self._known.pop(next(iter(self._known)), None)
+        self._known.put((owner_id, filters), (count, time.monotonic() + self._refresh_s))
 
 
 class VectorIndexes:

@@ -256,7 +256,7 @@ def test_memory_with_very_many_sections(
     database_url: str, tmp_path: Path, driver: str, embedder: str
 ) -> None:
     url = with_driver(database_url, driver)
-    for content in (MANY_SECTIONS["all"], MANY_SECTIONS["one more"]):
+    for content in MANY_SECTIONS.values():
         chunks, growth = measured(tmp_path / "file", url, "markdown", content, embedder)
         assert chunks > 35_000
         assert growth < 10 * SIZE

@@ -34,7 +34,7 @@ from sqlalchemy import (
 from llmemory.models import Tables
 from llmemory.statements import AnySelect
 from llmemory.statements.search.narrowing import narrowed
-from llmemory.statements.search.shape import SearchShape, owner_is, pool
+from llmemory.statements.search.shape import SearchShape, owner_is, pool, whole
 from llmemory.statements.vector_indexes import quantized
 
 __all__ = ["distance_of", "exact", "indexed", "passing_count"]
@@ -84,10 +84,10 @@ def indexed(tables: Tables, shape: SearchShape) -> AnySelect:
     is_short = select(func.count() < pool(shape)).select_from(through_index).scalar_subquery()
     ways = [
         select(through_index.c.chunk_id, through_index.c.distance).where(not_(is_short)),
-        _whole(exact(tables, shape).where(not_(is_few), is_short)),
+        whole(exact(tables, shape).where(not_(is_few), is_short)),
     ]
     if few is not None:
-        ways.append(_whole(_among(tables, shape, few).where(is_few)))
+        ways.append(whole(_among(tables, shape, few).where(is_few)))
     return select(union_all(*ways).subquery("found"))
 
 
@@ -107,7 +107,7 @@ def _guess(tables: Tables, shape: SearchShape) -> CTE:
     chunks = tables.chunks
     # Filters are often about time, as are the ids: the oldest and the newest chunks are asked.
     ends = [
-        _whole(
+        whole(
             select(chunks.c.chunk_id)
             .where(owner_is(chunks))
             .order_by(order)
@@ -195,11 +195,6 @@ def _nearest(statement: AnySelect, shape: SearchShape) -> AnySelect:
     return statement.order_by(column("distance"), statement.selected_columns.chunk_id).limit(
         pool(shape)
     )
-
-
-def _whole(statement: AnySelect) -> AnySelect:
-    # SQLAlchemy leaves out the parentheses that a part of a UNION with a LIMIT needs.
-    return select(statement.subquery())
 
 
 def _are_the_owners(tables: Tables) -> tuple[ColumnElement[bool], ...]:

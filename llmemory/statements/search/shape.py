@@ -22,7 +22,7 @@ from llmemory.statements.filters import FilterShape
 from llmemory.statements.vector_indexes import Held
 from llmemory.types import SearchType
 
-__all__ = ["Passing", "SearchShape", "owner_is", "pool", "ranked"]
+__all__ = ["Passing", "SearchShape", "owner_is", "pool", "ranked", "whole"]
 
 Passing: TypeAlias = Literal["few", "many", "unknown"]
 """How many of an indexed owner's chunks pass a filter, for what reads them."""
@@ -81,3 +81,9 @@ def ranked(hits: AnySelect, name: str) -> CTE:
     return select(
         hit.chunk_id, hit.value, hit.rank, func.max(hit.value, type_=Float).over().label("highest")
     ).cte(name)
+
+
+def whole(statement: AnySelect) -> AnySelect:
+    """Return `statement` as a part of a UNION, with the parentheses that its LIMIT needs."""
+    # SQLAlchemy leaves them out.
+    return select(statement.subquery())

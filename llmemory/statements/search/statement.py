@@ -23,6 +23,7 @@ from sqlalchemy.sql import visitors
 
 from llmemory.forks import ProcessLock
 from llmemory.models import Tables
+from llmemory.recent import Recent
 from llmemory.statements import AnySelect
 from llmemory.statements.driver_text import DriverText, compiled_for
 from llmemory.statements.search.fusion import fused, single
@@ -44,7 +45,7 @@ to SQLAlchemy."""
 
 MOST_TEXTS = 1024
 # By driver and not by dialect: each engine has a dialect of its own.
-_texts: dict[tuple[Any, ...], DriverText] = {}
+_texts: Recent[tuple[Any, ...], DriverText] = Recent(MOST_TEXTS)
 
 _LITERALS = frozenset({"owner", "limit", "offset", "pool"})
 
@@ -73,9 +74,8 @@ def search_text(dialect: Dialect, tables: Tables, shape: SearchShape) -> DriverT
     if found is None:
         statement = search(tables, shape)
         with building:
-            found = _texts[key] = compiled_for(dialect, statement)
-        while len(_texts) > MOST_TEXTS:
-            _texts.pop(next(iter(_texts)), None)
+            found = compiled_for(dialect, statement)
+        _texts.put(key, found)
     return found
 
 

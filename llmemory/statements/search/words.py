@@ -37,7 +37,7 @@ from llmemory.statements import AnySelect
 from llmemory.statements.functions import lexical_of, terms_of
 from llmemory.statements.search.narrowing import narrowed
 from llmemory.statements.search.query_terms import query_terms
-from llmemory.statements.search.shape import SearchShape, owner_is, pool, ranked
+from llmemory.statements.search.shape import SearchShape, owner_is, pool, ranked, whole
 
 __all__ = ["lexical_score_of", "text_arm"]
 
@@ -123,7 +123,7 @@ def _candidates(tables: Tables, shape: SearchShape) -> CTE:
     else:
         met = _met(tables, shape, following).where(is_short, is_everywhere)
         more = union_all(
-            _whole(looked_up.where(not_(is_everywhere)).limit(wanted)), _whole(met.limit(wanted))
+            whole(looked_up.where(not_(is_everywhere)).limit(wanted)), whole(met.limit(wanted))
         )
     others = more.cte("following_candidates").prefix_with("MATERIALIZED")
     rest = scored(
@@ -132,7 +132,7 @@ def _candidates(tables: Tables, shape: SearchShape) -> CTE:
         not_(is_rare),
         or_(following.is_(None), not_(is_following)),
     ).limit(pool(shape))
-    return union_all(select(found), select(others), _whole(rest)).cte("candidates")
+    return union_all(select(found), select(others), whole(rest)).cte("candidates")
 
 
 def _met(tables: Tables, shape: SearchShape, key: ColumnElement[Any]) -> AnySelect:
@@ -150,11 +150,6 @@ def _met(tables: Tables, shape: SearchShape, key: ColumnElement[Any]) -> AnySele
     return select(newest.c.chunk_id, score.label("lexical_score")).where(
         terms_of(newest).contains(key), not_(terms_of(newest).overlap(rare))
     )
-
-
-def _whole(statement: AnySelect) -> AnySelect:
-    # SQLAlchemy leaves out the parentheses that a part of a UNION with a LIMIT needs.
-    return select(statement.subquery())
 
 
 @lru_cache(maxsize=1024)
