@@ -372,9 +372,11 @@ _CONFIGURATION = {
 def _translate(error: BaseException) -> LLMemoryError:
     state = sqlstate_of(error)
     if state is None:
+        # asyncpg's InternalClientError is how it meets a server's farewell not read yet.
         if isinstance(error, sqlalchemy.exc.DBAPIError) and not (
             error.connection_invalidated
             or isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError)
+            or type(error.orig).__name__ == "InternalClientError"
         ):
             return StorageError("The database driver refused a value or a statement.")
         return StorageUnavailable(_UNREACHABLE)

@@ -64,22 +64,50 @@ def engine_on_pool(find_pool: Callable[[], Any], *, timeout_s: float) -> AsyncEn
             )
         if pool.is_closing():
             raise ClosedError("The pool that this memory uses is closed; close the pool last.")
-        try:
-            connection = await pool.acquire(timeout=timeout_s)
-        except TimeoutError as error:
-            raise StorageUnavailable(
-                "No connection of the pool became free in time. Make the pool larger, or look for "
-                "connections that are held too long."
-            ) from error
-        try:
-            before, is_changed = await connection.fetchrow(_REACH_PGVECTOR)
-        except BaseException:
-            await pool.release(connection)
-            raise
-        return _BorrowedConnection(pool, connection, before if is_changed else None)
+        # The server may have ended every connection while it lay idle.
+        for _ in range(pool.get_max_size() + 1):
+            connection = await _acquire(pool, timeout_s)
+            with suppress(*_ended()):
+                before, is_changed = await _reach_pgvector(pool, connection)
+                return _BorrowedConnection(pool, connection, before if is_changed else None)
+        raise StorageUnavailable("The server ends connections as soon as they are used.")
 
     return create_async_engine(
         "postgresql+asyncpg://", async_creator=borrow, poolclass=NullPool, hide_parameters=True
+    )
+
+
+async def _acquire(pool: Any, timeout_s: float) -> Any:
+    try:
+        return await pool.acquire(timeout=timeout_s)
+    except TimeoutError as error:
+        raise StorageUnavailable(
+            "No connection of the pool became free in time. Make the pool larger, or look for "
+            "connections that are held too long."
+        ) from error
+
+
+async def _reach_pgvector(pool: Any, connection: Any) -> tuple[str, bool]:
+    try:
+        before, is_changed = await connection.fetchrow(_REACH_PGVECTOR)
+    except BaseException:
+        # The pool has taken back what is known to have broken; what is not may have, too.
+        with suppress(Exception):
+            connection.terminate()
+        await pool.release(connection)
+        raise
+    return before, is_changed
+
+
+def _ended() -> tuple[type[Exception], ...]:
+    import asyncpg
+
+    return (
+        asyncpg.PostgresConnectionError,
+        asyncpg.AdminShutdownError,
+        # How asyncpg meets a server's farewell that it had not read yet.
+        asyncpg.InternalClientError,
+        OSError,
     )
 
 

@@ -31,6 +31,10 @@ pytestmark = pytest.mark.anyio
 SETTINGS = (
     "SELECT name, setting FROM pg_settings WHERE source = 'session' AND name <> 'jit' ORDER BY 1"
 )
+END_OTHER_CONNECTIONS = (
+    "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
 JSON = """SELECT '{"a": 1}'::json, '{"a": 1}'::jsonb"""
 
 
@@ -260,29 +264,36 @@ class TestPoolsOfAsyncpg:
         async with pgdbm_pool(database_url, 1) as pool:
             memory = AwordMemory(pool=pool, embedder=HashEmbedder())
             await memory.initialize()
-            ending = asyncio.create_task(self.end_connections(database_url))
+            is_enough = asyncio.Event()
+            ending = asyncio.create_task(self.end_connections(database_url, is_enough))
             with pytest.raises(StorageUnavailable):
                 await self.search_on_and_on(memory)
-            ending.cancel()
-            await asyncio.wait([ending])
+            is_enough.set()
+            await ending
+            assert await memory.search("acme", "leave") == []
+
+    async def test_connections_that_were_ended_while_idle_are_not_noticed(
+        self, database_url: str
+    ) -> None:
+        async with pgdbm_pool(database_url, 3) as pool:
+            memory = AwordMemory(pool=pool, embedder=HashEmbedder())
+            await memory.initialize()
+            await asyncio.gather(*(pool.fetchval("SELECT pg_sleep(0.05)") for _ in range(3)))
+            assert pool.get_idle_size() == 3
+            fetch(database_url, END_OTHER_CONNECTIONS)
             assert await memory.search("acme", "leave") == []
 
     async def search_on_and_on(self, memory: AsyncMemory) -> None:
         while True:
             await memory.search("acme", "leave")
 
-    async def end_connections(self, url: str) -> None:
+    async def end_connections(self, url: str, is_enough: asyncio.Event) -> None:
         # Again and again: one that is idle just then is replaced without anybody's noticing.
         connection = await asyncpg.connect(url)
-        try:
-            while True:
-                await connection.fetchval(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                )
-                await asyncio.sleep(0.003)
-        finally:
-            connection.terminate()
+        while not is_enough.is_set():
+            await connection.fetchval(END_OTHER_CONNECTIONS)
+            await asyncio.sleep(0.003)
+        await connection.close()
 
     async def test_an_empty_database_gets_pgvector_where_others_find_it(
         self, empty_database_url: str
