@@ -8,9 +8,9 @@ from alembic import context
 from sqlalchemy import Connection, text
 from sqlalchemy.schema import CreateSchema
 
-from llmemory import migrate
-from llmemory.database import Database
-from llmemory.prerequisites import prepare_schema
+from llmemory.database.engines import Database
+from llmemory.schema import migrate
+from llmemory.schema.prerequisites import prepare_schema
 from llmemory.settings import Settings
 
 

@@ -21,7 +21,7 @@ import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.pool import NullPool
 
-from llmemory import migrate
+from llmemory.schema import migrate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from plugins.server import fresh_database

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmemory.core import AsyncMemory
 from llmemory.embedding import Embedder
-from llmemory.embedding_text import ChunkToEmbed
+from llmemory.embedding.text import ChunkToEmbed
 from llmemory.errors import (
     ClosedError,
     ConfigurationError,

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from llmemory._threads import prepare, start_thread, wait
+from llmemory.concurrency.threads import prepare, start_thread, wait
 from llmemory.errors import ClosedError
 
 __all__ = ["Bridge", "bridge"]

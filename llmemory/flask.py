@@ -14,12 +14,12 @@
 
 from __future__ import annotations
 
-from llmemory import migrate
-from llmemory.database import run_in_transaction
+from llmemory.database.engines import run_in_transaction
 from llmemory.embedding.base import Embedder
 from llmemory.errors import ConfigurationError, LLMemoryError
 from llmemory.extras import importing
 from llmemory.memory import Memory
+from llmemory.schema import migrate
 from llmemory.settings import Settings
 from llmemory.web import ANSWERED, answer_to
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from llmemory import pools
-from llmemory.contexts import ChunkContext
 from llmemory.core import AsyncMemory
-from llmemory.database import Database
+from llmemory.database import pools
+from llmemory.database.engines import Database
 from llmemory.embedding.base import Embedder
+from llmemory.embedding.contexts import ChunkContext
 from llmemory.errors import ConfigurationError
 from llmemory.settings import Settings
 

@@ -9,16 +9,16 @@ from typing import Any
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from llmemory import migrate, row_level_security
-from llmemory.database import Database
-from llmemory.drivers import translated_errors
+from llmemory.database.driver_errors import translated_errors
+from llmemory.database.engines import Database
 from llmemory.embedding.base import Embedder
 from llmemory.errors import ClosedError, LLMemoryError
 from llmemory.models import Tables
+from llmemory.queue.statistics import queue_statistics
+from llmemory.schema import migrate, row_level_security
 from llmemory.settings import Settings
 from llmemory.spaces import Identity, identity_of, stored_spaces, usable_space
 from llmemory.statements.queue import count_jobs
-from llmemory.store import queue_statistics
 from llmemory.types import Health, QueueStatistics
 
 __all__ = ["check_health"]

@@ -14,18 +14,18 @@ import anyio
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from llmemory.database import Database
-from llmemory.drivers import translated_errors
+from llmemory.database.driver_errors import translated_errors
+from llmemory.database.engines import Database
+from llmemory.database.session_lock import session_lock
 from llmemory.errors import ConfigurationError, LLMemoryError
 from llmemory.models import Tables
-from llmemory.row_level_security import check_sees_all
-from llmemory.session_lock import session_lock
+from llmemory.schema.row_level_security import check_sees_all
+from llmemory.search.vector_indexes import stored_indexes
 from llmemory.settings import Settings
 from llmemory.spaces import StoredSpace, stored_spaces
 from llmemory.statements import maintenance as sql
 from llmemory.statements import vector_indexes as indexes_sql
 from llmemory.types import DocumentAddResult, MaintenanceProgress, MaintenanceResult
-from llmemory.vector_indexes import stored_indexes
 
 __all__ = ["Maintenance", "analyze_after_bulk"]
 

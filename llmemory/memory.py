@@ -11,11 +11,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, get_type_hints
 
 from llmemory._bridge import Bridge, bridge
-from llmemory.contexts import ChunkContext
+from llmemory.concurrency.forks import ProcessLock
 from llmemory.core import AsyncMemory
 from llmemory.embedding.base import Embedder
+from llmemory.embedding.contexts import ChunkContext
 from llmemory.errors import ClosedError, ConfigurationError
-from llmemory.forks import ProcessLock
 from llmemory.settings import Settings
 
 if TYPE_CHECKING:

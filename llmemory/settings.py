@@ -9,7 +9,7 @@ from pydantic import ValidationError as PydanticValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from llmemory.errors import ConfigurationError
-from llmemory.languages import AUTO, LANGUAGES
+from llmemory.text.languages import AUTO, LANGUAGES
 
 __all__ = ["Settings", "checked_schema"]
 

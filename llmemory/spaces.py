@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from llmemory.drivers import translated_errors
+from llmemory.database.driver_errors import translated_errors
 from llmemory.embedding.base import Embedder, provider_of
 from llmemory.errors import EmbedderMismatchError
 from llmemory.models import Tables

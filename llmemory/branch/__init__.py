@@ -15,8 +15,8 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy.schema import CreateSchema
 
-from llmemory import migrate
-from llmemory.prerequisites import prepare_schema
+from llmemory.schema import migrate
+from llmemory.schema.prerequisites import prepare_schema
 from llmemory.settings import Settings, checked_schema
 
 __all__ = ["Step"]

@@ -22,18 +22,19 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from llmemory import files
 from llmemory.cli.folders import Patterns, Source, find_sources, printable
 from llmemory.cli.pruning import find_gone, remove_gone
 from llmemory.cli.running import GivenSettings, with_memory
 from llmemory.cli.terminal import confirmed, output, print_error, print_remark, remarks
 from llmemory.errors import ValidationError
-from llmemory.languages import AUTO, LANGUAGES
-from llmemory.metadata import is_blank
+from llmemory.files import reading as files
 from llmemory.settings import Settings
+from llmemory.text.languages import AUTO, LANGUAGES
 from llmemory.types import DocumentAddResult, DocumentType, NewDocument
 from llmemory.types import Progress as BulkProgress
-from llmemory.validation import checked_document, checked_identifier
+from llmemory.validation.documents import checked_document
+from llmemory.validation.metadata import is_blank
+from llmemory.validation.values import checked_identifier
 
 if TYPE_CHECKING:
     from llmemory.core import AsyncMemory

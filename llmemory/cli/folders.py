@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from pathspec import GitIgnoreSpec
 
-from llmemory import files
 from llmemory.errors import ValidationError
+from llmemory.files import reading as files
 
 __all__ = ["Found", "Patterns", "Source", "find_sources", "printable"]
 

@@ -48,8 +48,8 @@ def upgrade(
         lock_timeout: Seconds to wait for a table that is in use; without it, for ever.
         settings: What the global options and the environment say.
     """
-    from llmemory import migrate
-    from llmemory.database import run_in_transaction
+    from llmemory.database.engines import run_in_transaction
+    from llmemory.schema import migrate
 
     if all_schemas:
         return _upgrade_all(settings, revision, processes, lock_timeout)
@@ -63,7 +63,7 @@ def upgrade(
 def _upgrade_all(
     settings: Settings, revision: str, processes: int, lock_timeout_s: float | None
 ) -> int:
-    from llmemory.schemas import SchemaUpgrade, upgrade_schemas
+    from llmemory.schema.all_schemas import SchemaUpgrade, upgrade_schemas
 
     counts = Counter[str]()
     with progress_line("Looking for schemas") as show:
@@ -98,8 +98,8 @@ def downgrade(revision: str, /, *, yes: bool = False, settings: GivenSettings) -
         yes: Do not ask.
         settings: What the global options and the environment say.
     """
-    from llmemory import migrate
-    from llmemory.database import run_in_transaction
+    from llmemory.database.engines import run_in_transaction
+    from llmemory.schema import migrate
 
     question = (
         f'Drop all documents in schema "{settings.schema_name}"?'
@@ -124,8 +124,8 @@ def current(*, settings: GivenSettings) -> None:
 @app.command
 def check(*, settings: GivenSettings) -> None:
     """Check that server, pgvector and tables are what this version needs; exit code 1 if not."""
-    from llmemory import migrate
-    from llmemory.database import run_in_transaction
+    from llmemory.database.engines import run_in_transaction
+    from llmemory.schema import migrate
 
     run_in_transaction(settings, migrate.check, settings.schema_name)
     output.print(f'Schema "{settings.schema_name}" is what this version needs.', soft_wrap=True)
@@ -161,8 +161,8 @@ def enable_rls(*, all_owners_role: list[str] | None = None, settings: GivenSetti
         all_owners_role: A role that sees all rows, for workers, db maintain and migrations.
         settings: What the global options and the environment say.
     """
-    from llmemory import row_level_security
-    from llmemory.database import run_in_transaction
+    from llmemory.database.engines import run_in_transaction
+    from llmemory.schema import row_level_security
 
     schema, roles = settings.schema_name, all_owners_role or []
     run_in_transaction(settings, row_level_security.enable, schema, all_owners_roles=roles)
@@ -172,8 +172,8 @@ def enable_rls(*, all_owners_role: list[str] | None = None, settings: GivenSetti
 @app.command
 def disable_rls(*, settings: GivenSettings) -> None:
     """Take row level security off the tables: every role sees the rows of all owners."""
-    from llmemory import row_level_security
-    from llmemory.database import run_in_transaction
+    from llmemory.database.engines import run_in_transaction
+    from llmemory.schema import row_level_security
 
     run_in_transaction(settings, row_level_security.disable, settings.schema_name)
     output.print(f'Schema "{settings.schema_name}": row level security is off.', soft_wrap=True)
@@ -187,14 +187,14 @@ def sql(revision: str = "head", /, *, settings: GivenSettings) -> None:
         revision: The revision to go to, or FROM:TO for the steps between two.
         settings: What the global options and the environment say.
     """
-    from llmemory import migrate
+    from llmemory.schema import migrate
 
     migrate.print_sql(settings.schema_name, revision)
 
 
 def _print_revision(settings: Settings) -> None:
-    from llmemory import migrate
-    from llmemory.database import run_in_transaction
+    from llmemory.database.engines import run_in_transaction
+    from llmemory.schema import migrate
 
     found = run_in_transaction(settings, migrate.revision_of, settings.schema_name)
     state = {None: "no tables", migrate.HEAD: f"{found} (head)"}.get(found, found)

@@ -7,16 +7,17 @@ from os import PathLike
 from typing import Any
 from uuid import UUID
 
-import llmemory.feeding  # noqa: F401 - it listens
-from llmemory import files, models
-from llmemory.bulk import Bulk, Documents, OnError
+import llmemory.reembedding.feeding  # noqa: F401 - it listens
+from llmemory import models
 from llmemory.core.lifecycle import Lifecycle
-from llmemory.database import Session
+from llmemory.database.engines import Session
+from llmemory.documents.bulk import Bulk, Documents, OnError
+from llmemory.documents.writer import Embed, Writer
 from llmemory.errors import ValidationError
+from llmemory.files import reading as files
 from llmemory.maintenance import analyze_after_bulk
 from llmemory.types import DocumentAddResult, DocumentType, Identifier, Moment, Progress
-from llmemory.validation import checked_identifier, document_uuid
-from llmemory.writer import Embed, Writer
+from llmemory.validation.values import checked_identifier, document_uuid
 
 
 class Adding(Lifecycle):

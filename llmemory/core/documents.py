@@ -9,9 +9,8 @@ from uuid import UUID
 from sqlalchemy import Delete
 
 from llmemory.core.lifecycle import Lifecycle
-from llmemory.database import Session
+from llmemory.database.engines import Session
 from llmemory.errors import DocumentNotFoundError, ValidationError
-from llmemory.filters import Filters
 from llmemory.types import (
     Document,
     DocumentListResult,
@@ -20,12 +19,12 @@ from llmemory.types import (
     Moment,
     OwnerStatistics,
 )
-from llmemory.validation import (
+from llmemory.validation.filters import Filters
+from llmemory.validation.searches import checked_filters, checked_page
+from llmemory.validation.values import (
     checked_document_ids,
     checked_external_ids,
-    checked_filters,
     checked_identifier,
-    checked_page,
     document_uuid,
 )
 

@@ -8,20 +8,21 @@ from weakref import WeakKeyDictionary
 
 from pydantic import SecretStr
 
-from llmemory import embedding, migrate
-from llmemory.assembly import options_for
-from llmemory.contexts import ChunkContext, Contexts
-from llmemory.database import Database
+from llmemory import embedding
+from llmemory.database.engines import Database
+from llmemory.database.replicas import replica_of
+from llmemory.documents.assembly import options_for
+from llmemory.documents.store import Store
 from llmemory.embedding.base import Embedder, checked_embedder
+from llmemory.embedding.contexts import ChunkContext, Contexts
 from llmemory.embedding.query_cache import QueryCache
 from llmemory.errors import ConfigurationError, SchemaError, SchemaTooNew
 from llmemory.models import tables_for
-from llmemory.replicas import replica_of
-from llmemory.row_level_security import check_sees_all
+from llmemory.schema import migrate
+from llmemory.schema.row_level_security import check_sees_all
+from llmemory.search.vector_indexes import VectorIndexes
 from llmemory.settings import Settings, checked_schema
 from llmemory.spaces import Model, identity_of, open_space
-from llmemory.store import Store
-from llmemory.vector_indexes import VectorIndexes
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine

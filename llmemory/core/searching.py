@@ -7,12 +7,12 @@ from typing import Any
 
 from sqlalchemy import Select
 
-import llmemory.statement_settings  # noqa: F401 - it listens
+import llmemory.search.statement_settings  # noqa: F401 - it listens
 from llmemory.core.lifecycle import Lifecycle
-from llmemory.database import Database, Session
+from llmemory.database.engines import Database, Session
 from llmemory.embedding.base import Embedder
-from llmemory.ranking import grouped
-from llmemory.retrieval import run_search, search_select
+from llmemory.search.ranking import grouped
+from llmemory.search.retrieval import run_search, search_select
 from llmemory.spaces import check_space
 from llmemory.types import (
     DocumentType,
@@ -23,7 +23,7 @@ from llmemory.types import (
     SearchResultWithDocuments,
     SearchType,
 )
-from llmemory.validation import SearchRequest, checked_filters, checked_search
+from llmemory.validation.searches import SearchRequest, checked_filters, checked_search
 
 DEFAULT_ALPHA = 0.5
 

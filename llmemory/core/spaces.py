@@ -8,10 +8,10 @@ from typing import Any
 from llmemory.core.lifecycle import Lifecycle
 from llmemory.embedding.base import Embedder, checked_embedder
 from llmemory.errors import ValidationError
-from llmemory.jobs import requeue_jobs
-from llmemory.queue import Queue
-from llmemory.reembedding import Reembedding
-from llmemory.space_removal import SpaceRemoval
+from llmemory.queue.jobs import requeue_jobs
+from llmemory.queue.processing import Queue
+from llmemory.reembedding.filling import Reembedding
+from llmemory.reembedding.removal import SpaceRemoval
 from llmemory.spaces import FED, Model, space_status, stored_spaces
 from llmemory.types import EmbeddingSpaceStatus, MaintenanceProgress, ReembedResult
 

@@ -9,10 +9,11 @@ from uuid import UUID
 from llmemory.core.lifecycle import Lifecycle
 from llmemory.errors import ValidationError
 from llmemory.health import check_health
-from llmemory.jobs import list_jobs, requeue_jobs
 from llmemory.maintenance import Maintenance
-from llmemory.queue import Queue
-from llmemory.store import tell_workers
+from llmemory.queue.jobs import list_jobs, requeue_jobs
+from llmemory.queue.processing import Queue
+from llmemory.queue.statistics import tell_workers
+from llmemory.queue.worker import Worker
 from llmemory.types import (
     EmbeddingJob,
     Health,
@@ -22,13 +23,8 @@ from llmemory.types import (
     MaintenanceResult,
     QueueProgress,
 )
-from llmemory.validation import (
-    checked_count,
-    checked_document_ids,
-    checked_identifier,
-    checked_page,
-)
-from llmemory.worker import Worker
+from llmemory.validation.searches import checked_page
+from llmemory.validation.values import checked_count, checked_document_ids, checked_identifier
 
 
 class Upkeep(Lifecycle):

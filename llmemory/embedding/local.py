@@ -15,9 +15,9 @@ import anyio
 import anyio.to_thread
 import numpy as np
 
+from llmemory.concurrency.forks import ProcessLock
 from llmemory.embedding.base import MOST_DIMENSIONS, Purpose
 from llmemory.errors import ConfigurationError
-from llmemory.forks import ProcessLock
 from llmemory.types import Vectors
 
 __all__ = ["LocalEmbedder"]

@@ -14,11 +14,11 @@ import anyio.to_thread
 import httpx
 from pydantic import SecretStr
 
+from llmemory.concurrency.loops import PerLoop
 from llmemory.embedding import openai_messages as messages
 from llmemory.embedding.openai_messages import Setback
 from llmemory.embedding.openai_pacing import Budget, Patience, requested_wait_s
 from llmemory.errors import ClosedError, ConfigurationError, ProviderRejected
-from llmemory.loops import PerLoop
 from llmemory.types import Vectors
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 import numpy as np
 
+from llmemory.concurrency.forks import ProcessLock
 from llmemory.embedding.base import Purpose
 from llmemory.errors import ConfigurationError
-from llmemory.forks import ProcessLock
 from llmemory.types import Vectors
 
 if TYPE_CHECKING:

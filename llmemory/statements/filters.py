@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Table, Text, bindparam
 
-from llmemory.filters import EVERYTHING, Condition, Filters, Group
 from llmemory.statements.metadata import metadata_condition, metadata_parameters
+from llmemory.validation.filters import EVERYTHING, Condition, Filters, Group
 
 __all__ = ["FilterShape", "conditions", "parameters", "shape_of"]
 

@@ -31,7 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 from sqlalchemy.types import TypeEngine
 
-from llmemory.filters import Condition, Group, Kind, Operand
+from llmemory.validation.filters import Condition, Group, Kind, Operand
 
 __all__ = ["metadata_condition", "metadata_parameters"]
 

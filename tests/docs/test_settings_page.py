@@ -9,7 +9,7 @@ import pytest
 from annotated_types import Ge, Gt, Le
 
 from llmemory import Settings
-from llmemory.languages import AUTO, LANGUAGES
+from llmemory.text.languages import AUTO, LANGUAGES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 ROW = re.compile(r"^\| `(\w+)` \| `(LLMEMORY_\w+)` \| (.+?) \| (.+?) \| (.+?) \|$", re.MULTILINE)

@@ -10,7 +10,7 @@ from flask import Blueprint, Flask, request
 
 from llmemory import ConfigurationError, HashEmbedder, Memory
 from llmemory.flask import LLMemory, install_error_handlers
-from llmemory.migrate import HEAD
+from llmemory.schema.migrate import HEAD
 
 NOWHERE = "postgresql://nobody:hunter2@127.0.0.1:1/nothing"
 

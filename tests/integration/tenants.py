@@ -15,7 +15,8 @@ from integration.helpers import fetch
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from llmemory import AsyncMemory, LLMemoryError, row_level_security
+from llmemory import AsyncMemory, LLMemoryError
+from llmemory.schema import row_level_security
 
 SHARED = "leave days rule office travel budget server holiday".split()
 MARKS = ("alpha", "bravo")

@@ -613,7 +613,7 @@ def test_a_file_that_never_ends_is_refused() -> None:
     script = """
 import resource
 from llmemory import Settings, ValidationError
-from llmemory.files import read_file
+from llmemory.files.reading import read_file
 
 resource.setrlimit(resource.RLIMIT_AS, (2_000_000_000, 2_000_000_000))
 try:
@@ -1052,7 +1052,7 @@ async def test_a_database_that_refuses_rows(
 async def test_a_conflict_that_no_retry_solves(
     memory: AsyncMemory, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmemory.writer.ATTEMPTS", 8)
+    monkeypatch.setattr("llmemory.documents.writer.ATTEMPTS", 8)
     await memory.initialize()
     fetch(database_url, "CREATE UNIQUE INDEX one_name ON llmemory.documents (document_name)")
     await memory.add_document("acme", "Name", "b")

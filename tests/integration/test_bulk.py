@@ -25,8 +25,8 @@ from llmemory import (
     Settings,
     StorageUnavailable,
     ValidationError,
-    writer,
 )
+from llmemory.documents import writer
 
 pytestmark = pytest.mark.anyio
 

@@ -21,8 +21,8 @@ import pytest
 from integration.helpers import fetch
 
 import llmemory
-from llmemory import migrate
 from llmemory.cli import main
+from llmemory.schema import migrate
 
 PACKAGE_PARENT = Path(llmemory.__file__).parents[1]
 UNKNOWN_ID = "0199c1c4-3f6f-7cc3-9a51-1a2b3c4d5e6f"

@@ -25,8 +25,8 @@ from llmemory import (
     HashEmbedder,
     Memory,
     SchemaTooNew,
-    migrate,
 )
+from llmemory.schema import migrate
 
 CONNECTIONS = (
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
@@ -221,7 +221,7 @@ print(len(asyncio.run(memory.search("acme", "leave"))))
 def test_fifty_first_calls_at_once(
     empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmemory import migrate
+    from llmemory.schema import migrate
 
     upgrades: list[str] = []
     upgrade = migrate.upgrade

@@ -29,7 +29,7 @@ from llmemory import (
     SearchType,
     ValidationError,
 )
-from llmemory.files import read_file
+from llmemory.files.reading import read_file
 
 pytestmark = pytest.mark.anyio
 

@@ -39,9 +39,9 @@ from llmemory import (
     QueueProgress,
     Settings,
     ValidationError,
-    queue,
 )
-from llmemory import jobs as jobs_module
+from llmemory.queue import jobs as jobs_module
+from llmemory.queue import processing as queue
 
 pytestmark = pytest.mark.anyio
 

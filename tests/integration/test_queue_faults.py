@@ -32,8 +32,9 @@ from plugins.memories import MakeMemory
 from plugins.openai_server import OpenAIServer, slowly
 from plugins.server import fresh_database, with_driver
 
-from llmemory import HashEmbedder, Memory, Settings, embedded, queue
+from llmemory import HashEmbedder, Memory, Settings, embedded
 from llmemory.embedded.server import release_all
+from llmemory.queue import processing as queue
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 

@@ -24,11 +24,10 @@ from llmemory import (
     DocumentNotFoundError,
     HashEmbedder,
     Settings,
-    migrate,
     models,
-    row_level_security,
 )
-from llmemory.prerequisites import prepare_schema
+from llmemory.schema import migrate, row_level_security
+from llmemory.schema.prerequisites import prepare_schema
 
 pytestmark = pytest.mark.anyio
 

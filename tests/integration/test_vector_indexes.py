@@ -29,7 +29,7 @@ from sqlalchemy.pool import NullPool
 
 from llmemory import AsyncMemory, SearchResult, StorageError
 from llmemory.statements.vector_indexes import index_name
-from llmemory.validation import checked_filters
+from llmemory.validation.searches import checked_filters
 
 pytestmark = pytest.mark.anyio
 

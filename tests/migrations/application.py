@@ -59,7 +59,7 @@ class Application:
             environment,
             "target_metadata = None",
             "from application_models import Base\n"
-            "from llmemory.migrate import include_name\n"
+            "from llmemory.schema.migrate import include_name\n"
             "target_metadata = Base.metadata",
         )
         replace(environment, CONFIGURED, f"{CONFIGURED}, {options}")

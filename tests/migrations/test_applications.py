@@ -13,7 +13,8 @@ from plugins.server import execute, with_driver
 from psycopg import sql
 
 import llmemory.branch
-from llmemory import HashEmbedder, Memory, SchemaTooNew, Settings, migrate
+from llmemory import HashEmbedder, Memory, SchemaTooNew, Settings
+from llmemory.schema import migrate
 
 HEADS = f"llmemory_{migrate.HEAD}"
 TEMPLATES = pytest.mark.parametrize(

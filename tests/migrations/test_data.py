@@ -12,7 +12,8 @@ from migrations.databases import transaction
 from plugins.memories import MakeMemory
 from psycopg.types.json import Jsonb
 
-from llmemory import HashEmbedder, SearchType, migrate
+from llmemory import HashEmbedder, SearchType
+from llmemory.schema import migrate
 
 pytestmark = pytest.mark.anyio
 

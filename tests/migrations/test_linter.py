@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from llmemory import migrate
-from llmemory.prerequisites import MINIMUM_POSTGRESQL
+from llmemory.schema import migrate
+from llmemory.schema.prerequisites import MINIMUM_POSTGRESQL
 
 SQUAWK = Path(sys.executable).with_name("squawk")
 REVISIONS = {script.revision: script for script in migrate.script_directory().walk_revisions()}

@@ -29,8 +29,8 @@ from llmemory import (
     SchemaOutOfDate,
     SchemaTooNew,
     Settings,
-    migrate,
 )
+from llmemory.schema import migrate
 
 pytestmark = pytest.mark.anyio
 

@@ -18,8 +18,9 @@ from plugins.server import execute
 from psycopg import sql
 from pydantic import SecretStr
 
-from llmemory import Settings, ValidationError, migrate
-from llmemory.schemas import SchemaUpgrade, upgrade_schemas
+from llmemory import Settings, ValidationError
+from llmemory.schema import migrate
+from llmemory.schema.all_schemas import SchemaUpgrade, upgrade_schemas
 
 OLD = "0001"
 

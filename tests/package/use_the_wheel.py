@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import llmemory
-from llmemory import AsyncMemory, migrate
+from llmemory import AsyncMemory
+from llmemory.schema import migrate
 
 
 async def add_and_search(folder: Path) -> None:

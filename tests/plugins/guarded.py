@@ -14,7 +14,7 @@ from psycopg import sql
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
-from llmemory import row_level_security
+from llmemory.schema import row_level_security
 from plugins.server import execute
 
 __all__ = ["Guarded", "fresh_roles", "guard"]

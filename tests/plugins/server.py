@@ -23,7 +23,7 @@ from psycopg import sql
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
-from llmemory import migrate
+from llmemory.schema import migrate
 
 SERVER_VARIABLE = "LLMEMORY_TEST_DATABASE_URL"
 EMPTY = "template0"

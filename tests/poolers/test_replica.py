@@ -13,7 +13,8 @@ from plugins.server import with_driver
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from llmemory import Settings, replicas
+from llmemory import Settings
+from llmemory.database import replicas
 
 pytestmark = pytest.mark.anyio
 

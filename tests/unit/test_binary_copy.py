@@ -10,7 +10,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
-from llmemory import binary_copy
+from llmemory.database import binary_copy
 
 
 def rows_of(blocks: Iterable[bytes]) -> list[list[bytes | None]]:

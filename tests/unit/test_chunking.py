@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmemory import DocumentType
-from llmemory.chunking import BLOCK_CHARACTERS, Piece, split
+from llmemory.text.chunking import BLOCK_CHARACTERS, Piece, split
 
 KINDS = [DocumentType.TEXT, DocumentType.MARKDOWN, DocumentType.CODE, DocumentType.HTML]
 

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from llmemory import AsyncMemory, ChunkToEmbed, HashEmbedder, Settings
-from llmemory.contexts import Contexts
+from llmemory.embedding.contexts import Contexts
 from llmemory.errors import ConfigurationError, EmbeddingError, ProviderUnavailable
 
 pytestmark = pytest.mark.anyio

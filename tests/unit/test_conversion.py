@@ -9,8 +9,8 @@ import pytest
 from plugins.office_files import docx, packed, pdf, pptx
 
 from llmemory import DocumentType, Settings, ValidationError
-from llmemory.conversion import html_to_markdown
-from llmemory.files import FileContent, folder_suffixes, read_file
+from llmemory.files.conversion import html_to_markdown
+from llmemory.files.reading import FileContent, folder_suffixes, read_file
 
 SETTINGS = Settings()
 
@@ -159,5 +159,5 @@ def test_without_the_extra_the_message_says_what_to_install(
 def test_what_is_taken_from_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     text = {".md", ".markdown", ".txt", ".rst", ".text"}
     assert folder_suffixes() == text | {".pdf", ".docx", ".pptx", ".html", ".htm", ".eml"}
-    monkeypatch.setattr("llmemory.conversion.find_spec", lambda name: None)
+    monkeypatch.setattr("llmemory.files.conversion.find_spec", lambda name: None)
     assert folder_suffixes() == text

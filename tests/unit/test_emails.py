@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from llmemory import DocumentType, Settings
-from llmemory.emails import parse_email
-from llmemory.files import read_file
+from llmemory.files.emails import parse_email
+from llmemory.files.reading import read_file
 
 DATE = "Mon, 03 Mar 2025 09:30:00 +0100"
 

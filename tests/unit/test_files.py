@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmemory import DocumentType, Settings, ValidationError
-from llmemory.files import FileContent, external_id_of, name_of, read_file
+from llmemory.files.reading import FileContent, external_id_of, name_of, read_file
 
 SETTINGS = Settings()
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from llmemory import Settings, ValidationError
-from llmemory.filters import (
+from llmemory.statements.filters import FilterShape, parameters, shape_of
+from llmemory.validation.filters import (
     EVERYTHING,
     NOTHING,
     OPERATORS,
@@ -19,7 +20,6 @@ from llmemory.filters import (
     MetadataFilter,
     checked_metadata_filter,
 )
-from llmemory.statements.filters import FilterShape, parameters, shape_of
 
 SETTINGS = Settings()
 

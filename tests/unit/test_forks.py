@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from llmemory.forks import ProcessLock
+from llmemory.concurrency.forks import ProcessLock
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")

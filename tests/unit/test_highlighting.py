@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmemory.highlighting import highlighted
+from llmemory.text.highlighting import highlighted
 
 TEXT = st.text(st.sampled_from("ab <>&\"'/_-🙂mark;0\n") | st.characters(codec="utf-8"))
 WORDS = st.lists(st.text(st.sampled_from("ab<>&mark.*()[]\\"), min_size=1, max_size=5), max_size=4)

@@ -10,8 +10,7 @@ from uuid import uuid4
 import pytest
 
 from llmemory import DocumentType, Settings
-from llmemory.embedding_text import ChunkToEmbed, TextsToEmbed
-from llmemory.ingestion import (
+from llmemory.documents.ingestion import (
     DocumentPlan,
     PlannedChunks,
     StoredChunks,
@@ -21,7 +20,8 @@ from llmemory.ingestion import (
     plan_texts,
     rows_by_hash,
 )
-from llmemory.validation import CheckedDocument, checked_document
+from llmemory.embedding.text import ChunkToEmbed, TextsToEmbed
+from llmemory.validation.documents import CheckedDocument, checked_document
 
 SETTINGS = Settings(chunk_size=50, chunk_overlap=0)
 WITH_HEADINGS = Settings(chunk_size=50, chunk_overlap=0, embed_headings=True)

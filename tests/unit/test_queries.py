@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmemory.queries import LONGEST_SEARCH, Query, parsed_query
+from llmemory.text.queries import LONGEST_SEARCH, Query, parsed_query
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from llmemory import (
     SearchResultWithDocuments,
     SearchType,
 )
-from llmemory.ranking import grouped
+from llmemory.search.ranking import grouped
 
 NAMES = (
     "EMAIL REPORT BUSINESS_REPORT TECHNICAL_DOC PRESENTATION LEGAL_DOCUMENT PDF MARKDOWN CODE TEXT "

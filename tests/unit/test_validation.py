@@ -16,15 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmemory import DocumentNotFoundError, DocumentType, NewDocument, Settings, ValidationError
-from llmemory.filters import Filters
-from llmemory.metadata import is_blank
-from llmemory.validation import (
-    checked_document,
+from llmemory.validation.documents import checked_document
+from llmemory.validation.filters import Filters
+from llmemory.validation.metadata import checked_metadata, is_blank
+from llmemory.validation.searches import checked_filters, checked_page
+from llmemory.validation.values import (
     checked_document_ids,
-    checked_filters,
     checked_identifier,
-    checked_metadata,
-    checked_page,
     checked_text,
     document_uuid,
 )

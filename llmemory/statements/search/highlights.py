@@ -7,10 +7,10 @@ from typing import Any
 from sqlalchemy import ARRAY, ColumnElement, Integer, Text, bindparam, cast, column, func, select
 from sqlalchemy.dialects.postgresql import TSVECTOR
 
-from llmemory.highlighting import UNSPACED
 from llmemory.models import Tables
 from llmemory.statements.functions import schema_function
 from llmemory.statements.search.shape import SearchShape
+from llmemory.text.highlighting import UNSPACED
 
 __all__ = ["matched_words"]
 

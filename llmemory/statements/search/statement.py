@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql import visitors
 
-from llmemory.forks import ProcessLock
+from llmemory.concurrency.forks import ProcessLock
 from llmemory.models import Tables
 from llmemory.recent import Recent
 from llmemory.statements import AnySelect

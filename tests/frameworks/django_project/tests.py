@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from llmemory import AsyncMemory, ConfigurationError, Memory
 from llmemory.django import close_memories, get_async_memory, get_memory
-from llmemory.migrate import HEAD
+from llmemory.schema.migrate import HEAD
 
 NOWHERE = "postgresql://nobody:hunter2@127.0.0.1:1/nothing"
 ABSENT = "00000000-0000-0000-0000-000000000000"

@@ -6,10 +6,10 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from llmemory import migrate
-from llmemory.database import run_in_transaction
+from llmemory.database.engines import run_in_transaction
 from llmemory.django import get_memory
 from llmemory.errors import LLMemoryError
+from llmemory.schema import migrate
 
 __all__ = ["Command"]
 

@@ -1,0 +1,1 @@
+"""What threads, forks and event loops of one process share."""

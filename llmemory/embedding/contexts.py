@@ -1,0 +1,131 @@
+"""Asking a function of the application for the context of each chunk that is embedded."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from hashlib import sha256
+from typing import TypeAlias
+from weakref import WeakKeyDictionary
+
+import anyio
+import anyio.to_thread
+
+from llmemory.embedding.text import ChunkToEmbed, TextsToEmbed
+from llmemory.errors import ConfigurationError, EmbeddingError, LLMemoryError
+from llmemory.recent import Recent
+from llmemory.settings import Settings
+
+__all__ = ["ChunkContext", "Contexts"]
+
+ChunkContext: TypeAlias = Callable[[ChunkToEmbed], str | Awaitable[str | None] | None]
+
+
+class Contexts:
+    """Makes the texts to embed, with contexts from a function if there is one.
+
+    The function is called for several chunks at once, and not again for a chunk whose text,
+    headings and document were the same, while that is among the last.
+
+    Args:
+        make: The function: a coroutine function, or another one, which a worker thread calls.
+        settings: How chunks are embedded, how many calls run at once, how many contexts are kept.
+
+    Raises:
+        ConfigurationError: It cannot be called.
+    """
+
+    def __init__(self, make: ChunkContext | None, settings: Settings) -> None:
+        if make is not None and not callable(make):
+            raise ConfigurationError("chunk_context must be a function that takes a ChunkToEmbed.")
+        self._make = make
+        self._with_headings = settings.embed_headings
+        self._concurrency = settings.chunk_context_concurrency
+        self._kept: Recent[bytes, str] = Recent(settings.chunk_context_cache_size)
+        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, anyio.CapacityLimiter] = (
+            WeakKeyDictionary()
+        )
+
+    @property
+    def are_made(self) -> bool:
+        """Whether there is a function: then equal chunks of two documents differ."""
+        return self._make is not None
+
+    async def texts(self, chunks: Sequence[ChunkToEmbed]) -> Sequence[str]:
+        """Return what the embedder is given for each of `chunks`.
+
+        Raises:
+            EmbeddingError: The function failed, or returned something else than text.
+        """
+        contexts = [""] * len(chunks) if self._make is not None else []
+        failures: list[LLMemoryError] = []
+        keys = _keys(chunks) if contexts else iter(())
+
+        async def work(scope: anyio.CancelScope) -> None:
+            for number, key in keys:
+                try:
+                    contexts[number] = await self._context(chunks[number], key)
+                except LLMemoryError as error:
+                    failures.append(error)
+                    scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            for _ in range(min(self._concurrency, len(contexts))):
+                group.start_soon(work, group.cancel_scope)
+        if failures:
+            raise failures[0]
+        return TextsToEmbed(chunks, with_headings=self._with_headings, contexts=contexts)
+
+    async def _context(self, chunk: ChunkToEmbed, key: bytes) -> str:
+        context = self._kept.get(key)
+        if context is None:
+            context = await self._made(chunk)
+            self._kept.put(key, context)
+        return context
+
+    async def _made(self, chunk: ChunkToEmbed) -> str:
+        assert self._make is not None
+        turns = self._turns.setdefault(
+            asyncio.get_running_loop(), anyio.CapacityLimiter(self._concurrency)
+        )
+        try:
+            async with turns:
+                made = (
+                    self._make(chunk)
+                    if _is_asynchronous(self._make)
+                    else await anyio.to_thread.run_sync(self._make, chunk)
+                )
+                context = await made if inspect.isawaitable(made) else made
+        except LLMemoryError:
+            raise
+        except Exception as error:
+            raise EmbeddingError(
+                f"chunk_context failed with {type(error).__name__}; nothing was stored. See the "
+                "cause above."
+            ) from error
+        if context is None:
+            return ""
+        if not isinstance(context, str):
+            raise EmbeddingError(
+                f"chunk_context must return text or None, not {type(context).__name__}."
+            )
+        return context.strip()
+
+
+def _is_asynchronous(make: ChunkContext) -> bool:
+    return inspect.iscoroutinefunction(make) or inspect.iscoroutinefunction(
+        getattr(make, "__call__", None)  # noqa: B004
+    )
+
+
+def _keys(chunks: Sequence[ChunkToEmbed]) -> Iterator[tuple[int, bytes]]:
+    """Yield a number for each chunk, and a hash of all that its context may depend on."""
+    document, digest = None, b""
+    for number, chunk in enumerate(chunks):
+        # Chunks of one document follow each other and share its text.
+        if chunk.document_content is not document:
+            document = chunk.document_content
+            digest = sha256(document.encode()).digest()
+        parts = (chunk.owner_id, chunk.document_name, *chunk.headings, chunk.content)
+        yield number, sha256(digest + "\0".join(parts).encode()).digest()

@@ -1,0 +1,1 @@
+"""Files as documents: text, Markdown, office formats, PDF, HTML and e-mails."""

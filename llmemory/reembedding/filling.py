@@ -1,0 +1,240 @@
+"""Changing the model: filling a second space, building its indexes, making it the default.
+
+What is done is in the tables only. A run that was broken off is gone on with by the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from llmemory.database import binary_copy
+from llmemory.database.copying import copy_rows
+from llmemory.database.driver_errors import translated_errors
+from llmemory.database.engines import Database
+from llmemory.database.session_lock import session_lock
+from llmemory.embedding.base import Embedder, embed_checked
+from llmemory.embedding.contexts import Contexts
+from llmemory.embedding.text import ChunkToEmbed
+from llmemory.errors import ConflictError
+from llmemory.maintenance import OnProgress
+from llmemory.models import Tables
+from llmemory.reembedding.chunk_walk import ChunkWalk, Key, Page
+from llmemory.settings import Settings
+from llmemory.spaces import (
+    FED,
+    Space,
+    StoredSpace,
+    add_space,
+    identity_of,
+    open_space,
+    stored_spaces,
+)
+from llmemory.statements import queue as queue_sql
+from llmemory.statements import reembedding as sql
+from llmemory.statements import spaces as spaces_sql
+from llmemory.types import HalfVectors
+
+__all__ = ["Filled", "Reembedding"]
+
+ATTEMPTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A space that is the default and has its vectors.
+
+    Attributes:
+        replaced: Number of the space that was the default before; None if it was the same.
+        vectors: Vectors that were made.
+        indexes: HNSW indexes that were built.
+    """
+
+    space: Space
+    replaced: int | None
+    vectors: int
+    indexes: int
+
+
+class Reembedding(ChunkWalk):
+    """One run that fills the space of an embedder and makes it the default."""
+
+    def __init__(
+        self,
+        database: Database,
+        tables: Tables,
+        embedder: Embedder,
+        contexts: Contexts,
+        settings: Settings,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        super().__init__(database, tables, settings, on_progress)
+        self._embedder = embedder
+        self._contexts = contexts
+        self._identity = identity_of(embedder)
+
+    async def run(self) -> Filled:
+        """Fill the space, build its indexes and switch; of several runs one works at a time.
+
+        Every chunk has a vector then, or a job that will make it: those that are added from now
+        on by whoever does not know the space yet get a job for it with the chunk.
+
+        Raises:
+            EmbeddingError: The embedder failed; the vectors made before are kept.
+            ConflictError: Somebody dropped the space meanwhile.
+        """
+        name = f"llmemory reembed {self._tables.schema}"
+        async with (
+            self._database.connect() as connection,
+            session_lock(self._database, connection, name, wait=True),
+        ):
+            space = await self._begin(connection)
+            if space.is_default:
+                return Filled(space, None, await self._fill(connection, space, "embedding"), 0)
+            writers = await self._writers(connection)
+            made = await self._fill(connection, space, "embedding")
+            # What they wrote has no job: the space could not be seen yet.
+            await self._wait_for(connection, writers, str(space))
+            made += await self._fill(connection, space, "catching up")
+            indexes = await self._maintenance.prepare_space(space.space_id)
+            made += await self._fill(connection, space, "catching up")
+            replaced = await self._switch(space)
+            return Filled(space, replaced, made, indexes)
+
+    async def _begin(self, connection: AsyncConnection) -> StoredSpace:
+        """Return the space, known to all writers from now on."""
+        for _ in range(ATTEMPTS):
+            spaces = await stored_spaces(connection, self._tables)
+            found = next((space for space in spaces if space.identity == self._identity), None)
+            if not any(space.is_default for space in spaces):
+                await open_space(connection, self._tables, self._identity)
+            elif found is None:
+                await add_space(connection, self._tables, self._identity, "filling")
+            elif found.is_default or found.state in FED:
+                return found
+            else:
+                with translated_errors():
+                    await connection.execute(
+                        spaces_sql.mark_filling(self._tables), {"chosen": found.space_id}
+                    )
+        raise ConflictError("Others change the spaces all the time; try again.")
+
+    async def _fill(self, connection: AsyncConnection, space: StoredSpace, step: str) -> int:
+        """Make the vectors that are missing now; return how many."""
+        made = 0
+        async for page in self._pages(connection):
+            async with self._by_keys() as reader:
+                missing = (
+                    await reader.execute(
+                        sql.missing_chunks(self._tables), self._in_space(page, space)
+                    )
+                ).all()
+            after, size = page.after, self._settings.embedding_batch_size
+            for start in range(0, len(missing), size):
+                batch = missing[start : start + size]
+                last = Key(batch[-1].owner_id, batch[-1].chunk_id)
+                made += await self._embed(space, replace(page, after=after, last=last), batch)
+                after = last
+                done = page.done + page.chunks * (start + len(batch)) // len(missing)
+                self._report(step, str(space), done, page.total)
+            self._report(step, str(space), page.end, page.total)
+        return made
+
+    async def _embed(self, space: StoredSpace, page: Page, chunks: Sequence[Row[Any]]) -> int:
+        """Embed chunks outside any transaction, and write in one what is still wanted."""
+        text_of = list(await self._texts(chunks))
+        texts = list(dict.fromkeys(text_of))
+        vectors = await embed_checked(
+            self._embedder, texts, purpose="document", batch_size=len(texts)
+        )
+        numbers = {text: number for number, text in enumerate(texts)}
+        rows = {
+            Key(chunk.owner_id, chunk.chunk_id): numbers[text]
+            for chunk, text in zip(chunks, text_of, strict=True)
+        }
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return await self._write(space, page, rows, vectors)
+            except ConflictError as error:
+                # A chunk was deleted just now, or another process made its vector.
+                if error.sqlstate is None or attempt == ATTEMPTS:
+                    raise
+        raise AssertionError
+
+    async def _texts(self, chunks: Sequence[Row[Any]]) -> Sequence[str]:
+        """Return what the embedder is given for each of `chunks`."""
+        contents: dict[tuple[str, UUID], str] = {}
+        if self._contexts.are_made:
+            async with self._database.connect() as connection:
+                for owner_id, group in groupby(chunks, key=lambda chunk: chunk.owner_id):
+                    ids = {chunk.document_id for chunk in group}
+                    found = await connection.execute(
+                        queue_sql.contents(self._tables),
+                        {"owner": owner_id, "document_ids": list(ids)},
+                    )
+                    contents |= {(owner_id, row.document_id): row.content for row in found}
+        return await self._contexts.texts(
+            [
+                ChunkToEmbed(
+                    chunk.owner_id,
+                    chunk.document_name,
+                    tuple(chunk.headings),
+                    chunk.content,
+                    contents.get((chunk.owner_id, chunk.document_id), ""),
+                )
+                for chunk in chunks
+            ]
+        )
+
+    async def _write(
+        self, space: StoredSpace, page: Page, rows: dict[Key, int], vectors: HalfVectors
+    ) -> int:
+        async with self._by_keys() as connection:
+            await self._hold(connection, space)
+            found = await connection.execute(
+                sql.missing_keys(self._tables), self._in_space(page, space)
+            )
+            keys = [key for key in (Key(*row) for row in found) if key in rows]
+            groups = []
+            for owner_id, group in groupby(keys, key=lambda key: key.owner_id):
+                theirs = list(group)
+                ids = b"".join(key.chunk_id.bytes for key in theirs)
+                groups.append(binary_copy.VectorGroup(owner_id, ids, [rows[k] for k in theirs]))
+            if groups:
+                await copy_rows(
+                    connection,
+                    self._tables.embeddings,
+                    ("owner_id", "chunk_id", "space_id", "embedding"),
+                    binary_copy.vector_rows(space.space_id, vectors, groups),
+                    row_level_security=self._settings.row_level_security,
+                )
+        return len(keys)
+
+    async def _hold(self, connection: AsyncConnection, space: StoredSpace) -> None:
+        """Keep the space from being dropped until the transaction ends."""
+        held = await connection.execute(
+            spaces_sql.hold_state(self._tables), {"chosen": space.space_id}
+        )
+        if not (space.is_default or held.scalar_one() in FED):
+            raise _dropped(space)
+
+    async def _switch(self, space: StoredSpace) -> int | None:
+        """Make the space the default, in one transaction; return which one was it."""
+        chosen = {"chosen": space.space_id}
+        async with self._database.transaction() as connection:
+            former = await connection.execute(spaces_sql.end_default(self._tables), chosen)
+            replaced: int | None = former.scalar()
+            switched = await connection.execute(spaces_sql.make_default(self._tables), chosen)
+            if not switched.rowcount:
+                raise _dropped(space)
+        return replaced
+
+
+def _dropped(space: Space) -> ConflictError:
+    return ConflictError(f"The vectors of {space} were dropped while they were made; try again.")

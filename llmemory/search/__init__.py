@@ -1,0 +1,1 @@
+"""Searching, from a checked request to results: plans, vector indexes, highlighted passages."""

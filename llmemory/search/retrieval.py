@@ -1,0 +1,260 @@
+"""Running a search: one statement, from a checked request to results."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from llmemory.database.drivers import fetch
+from llmemory.database.local_settings import local_settings
+from llmemory.models import Tables
+from llmemory.search.vector_indexes import PassingCounts, VectorIndex, VectorIndexes
+from llmemory.settings import Settings
+from llmemory.spaces import SEARCHED, Space, mismatch, stored_spaces, usable_space
+from llmemory.statements import AnySelect
+from llmemory.statements.filters import parameters, shape_of
+from llmemory.statements.search import EXCLUDED, Passing, SearchShape, composable, search_text
+from llmemory.text.highlighting import highlighted
+from llmemory.types import HalfVectors, SearchResult, SearchType
+from llmemory.validation.searches import SearchRequest
+
+__all__ = ["run_search", "search_select"]
+
+MAX_EF_SEARCH = 1000
+
+WIDE = 0.25
+"""Share of an owner's chunks from which on a filter stands in nobody's way."""
+
+
+async def run_search(
+    connection: AsyncConnection,
+    tables: Tables,
+    request: SearchRequest,
+    *,
+    space: Space,
+    embedding: HalfVectors | None,
+    indexes: VectorIndexes,
+    settings: Settings,
+    local: Mapping[str, str | int],
+    past_sqlalchemy: bool,
+) -> list[SearchResult]:
+    """Return the hits of `request`, best first.
+
+    Args:
+        connection: Where to run the statement.
+        tables: The schema's tables.
+        request: What is searched.
+        space: Space of the vectors.
+        embedding: The query's vector, shape ``(dimensions,)``; None for a search by words.
+        indexes: What is known of the owners' HNSW indexes.
+        settings: How many candidates there are, and how the index is searched.
+        local: Settings of PostgreSQL that the search needs besides those of its index.
+        past_sqlalchemy: Whether nobody else listens to what runs on the connection.
+
+    Raises:
+        EmbedderMismatchError: The vectors of the space were dropped.
+    """
+    index = None
+    if embedding is not None:
+        index = await indexes.find(connection, request.owner_id, space.space_id)
+    shape, values, needed = _prepared(request, space, embedding, index, indexes.passing, settings)
+    text, arguments = search_text(connection.dialect, tables, shape).bound(values)
+    async with local_settings(connection, {**needed, **local}):
+        rows = await fetch(connection, text, arguments, past_sqlalchemy=past_sqlalchemy)
+    if rows and "passing" in rows[0] and not shape.has_conditions:
+        indexes.passing.put(request.owner_id, request.filters, rows[0]["passing"])
+    if embedding is not None:
+        await _check_space(connection, tables, space, rows)
+    return [_result(row, request) for row in rows]
+
+
+def search_select(
+    tables: Tables,
+    request: SearchRequest,
+    *,
+    space: Space,
+    embedding: HalfVectors | None,
+    index: VectorIndex | None,
+    passing: PassingCounts,
+    settings: Settings,
+) -> AnySelect:
+    """Return `request` as a Select; the arguments are those of ``run_search``."""
+    shape, values, local = _prepared(request, space, embedding, index, passing, settings)
+    if index is not None:
+        # The caller's values are bound, and a plan for any values would be another one.
+        local = {**local, "plan_cache_mode": "force_custom_plan"}
+    return composable(tables, shape, values, local)
+
+
+class _Prepared(NamedTuple):
+    shape: SearchShape
+    values: dict[str, Any]
+    local_settings: dict[str, str | int]
+
+
+def _prepared(
+    request: SearchRequest,
+    space: Space,
+    embedding: HalfVectors | None,
+    index: VectorIndex | None,
+    passing: PassingCounts,
+    settings: Settings,
+) -> _Prepared:
+    """Return which statement it is, what is bound in it, and the settings that its plan needs."""
+    shape = _shape(request, space, index, passing, settings)
+    values: dict[str, Any] = {
+        "owner": request.owner_id,
+        "limit": request.limit,
+        "offset": request.offset,
+        **parameters(request.filters),
+    }
+    if embedding is not None:
+        values["space"] = space.space_id
+        values["embedding"] = embedding.tolist()
+    if request.min_score is not None:
+        values["min_score"] = request.min_score
+    if request.context_window:
+        values["context_window"] = request.context_window
+    local: dict[str, str | int] = {}
+    if index is not None:
+        values["owner_literal"] = request.owner_id
+        values["space_literal"] = space.space_id
+        values["owner_vectors"] = index.vectors
+        values["too_many"] = _too_many(request, index, settings)
+        if not shape.is_narrowed or shape.passing != "few":
+            local = _local_settings(request, shape, index, passing, settings)
+    if shape.has_conditions:
+        required = enumerate(request.query.required, start=1)
+        phrases = [(number, phrase) for number, group in required for phrase in group]
+        phrases += [(EXCLUDED, phrase) for phrase in request.query.excluded]
+        values["phrase_groups"], values["phrases"] = map(list, zip(*phrases, strict=True))
+        values["insists"] = not request.query.has_other_words
+    if request.search_type is not SearchType.VECTOR:
+        values["candidates_by_words"] = settings.candidates_by_words
+    if request.search_type is not SearchType.VECTOR or request.highlight:
+        values["query_text"] = request.query.text
+        if request.language is not None:
+            values["language"] = request.language
+    if request.search_type is SearchType.HYBRID:
+        values["candidates"] = settings.candidates
+        values["alpha"] = request.alpha
+        values["pool"] = _pool(request, settings)
+    return _Prepared(shape, values, local)
+
+
+def _shape(
+    request: SearchRequest,
+    space: Space,
+    index: VectorIndex | None,
+    passing: PassingCounts,
+    settings: Settings,
+) -> SearchShape:
+    known: Passing = "unknown"
+    if index is not None and not request.query.has_conditions:
+        count = passing.get(request.owner_id, request.filters)
+        if count is not None:
+            known = "few" if count < _too_many(request, index, settings) else "many"
+    return SearchShape(
+        search_type=request.search_type,
+        dimensions=space.dimensions,
+        language_given=request.language is not None,
+        filters=shape_of(request.filters),
+        has_conditions=request.query.has_conditions,
+        min_score=request.min_score is not None,
+        context=request.context_window > 0,
+        highlight=request.highlight,
+        index=None if index is None else index.holds,
+        passing=known,
+    )
+
+
+def _local_settings(
+    request: SearchRequest,
+    shape: SearchShape,
+    index: VectorIndex,
+    passing: PassingCounts,
+    settings: Settings,
+) -> dict[str, str | int]:
+    is_tried_out = shape.is_narrowed and shape.passing == "unknown"
+    share = 1.0
+    if shape.is_narrowed:
+        share = (passing.get(request.owner_id, request.filters) or 0) / max(index.vectors, 1)
+    # What a filter rules out is often what is nearest: it takes more to find the way around it.
+    ef_search = settings.hnsw_ef_search * (1 if share >= WIDE else 2)
+    return {
+        "hnsw.ef_search": min(ef_search, MAX_EF_SEARCH),
+        "hnsw.iterative_scan": "relaxed_order",
+        "hnsw.max_scan_tuples": settings.hnsw_max_scan_tuples,
+        "enable_seqscan": "off",
+        # How to find what passes depends on the filter's values. All else that a plan depends on
+        # is in the text, and planning takes longer than running it.
+        "plan_cache_mode": f"force_{'custom' if is_tried_out else 'generic'}_plan",
+        # The ways that are not taken make the plan look worth compiling and more processes.
+        # Not "jit" itself: asyncpg switches that, and would leave it off for the session.
+        "jit_above_cost": -1,
+        "max_parallel_workers_per_gather": 0,
+    }
+
+
+async def _check_space(
+    connection: AsyncConnection, tables: Tables, space: Space, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Refuse what was found while the vectors of `space` were being dropped."""
+    if rows and rows[0]["space_state"] in SEARCHED:
+        return
+    spaces = await stored_spaces(connection, tables)
+    usable_space(spaces, tables.schema, space.identity)
+    if rows:
+        raise mismatch(spaces, tables.schema, space.identity)
+
+
+def _pool(request: SearchRequest, settings: Settings) -> int:
+    """Return how many hits an arm gives."""
+    hits = request.limit + request.offset
+    return max(settings.candidates, hits) if request.search_type is SearchType.HYBRID else hits
+
+
+def _too_many(request: SearchRequest, index: VectorIndex, settings: Settings) -> int:
+    """Return how many chunks a filter must leave for the index to find the hits sooner.
+
+    The index is asked for hits over the share of vectors that pass, and a vector that it gives
+    costs about twice what reading one costs. A power of two: each number is a statement's text.
+    """
+    even = math.sqrt(2 * _pool(request, settings) * max(index.vectors, 1))
+    return int(min(2 ** math.ceil(math.log2(even)), settings.hnsw_exact_chunks + 1))
+
+
+def _result(row: Mapping[str, Any], request: SearchRequest) -> SearchResult:
+    asked: dict[str, Any] = {}
+    if request.context_window:
+        asked = {name: row[name] for name in ("context", "context_start", "context_end")}
+    if request.highlight:
+        asked["highlight"] = highlighted(
+            row["content"], row["matched_words"] or (), request.query.text
+        )
+    return SearchResult(
+        chunk_id=str(row["chunk_id"]),
+        document_id=str(row["document_id"]),
+        document_name=row["document_name"],
+        document_type=row["document_type"],
+        content=row["content"],
+        # Rounding errors of the fusion must not leave the range.
+        score=min(max(row["score"], 0.0), 1.0),
+        metadata=json.loads(row["metadata"]),
+        id_at_origin=row["id_at_origin"],
+        external_id=row["external_id"],
+        document_date=row["document_date"],
+        headings=row["headings"],
+        position=row["position"],
+        start=row["start_offset"],
+        end=row["end_offset"],
+        similarity=row["similarity"],
+        lexical_score=row["lexical_score"],
+        vector_rank=row["vector_rank"],
+        text_rank=row["text_rank"],
+        **asked,
+    )

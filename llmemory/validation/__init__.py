@@ -1,0 +1,1 @@
+"""Checking what callers pass, before anything is embedded or stored. Pure."""
