@@ -12,6 +12,7 @@ import pytest
 from llmemory import AsyncMemory, HashEmbedder, Settings, _bridge
 from llmemory import memory as blocking
 from plugins.poolers import PgBouncer, through
+from plugins.server import fresh_database
 
 
 class MakeMemory(Protocol):
@@ -92,6 +93,25 @@ async def make_memory(
 async def memory(make_memory: MakeMemory) -> AsyncMemory:
     """A memory that connects at its first use."""
     return make_memory()
+
+
+@pytest.fixture(scope="module")
+def stored_database(server_url: str, template: str) -> Iterator[str]:
+    """A database with two documents in it, shared by tests that must not change it."""
+    with fresh_database(server_url, template) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+async def kept(anyio_backend: str, stored_database: str) -> AsyncIterator[tuple[AsyncMemory, str]]:
+    """A memory of that database, and the id of a document in it."""
+    memory = AsyncMemory(stored_database, embedder=HashEmbedder())
+    result = await memory.add_document(
+        "acme", "Policy", "Staff have 25 days of leave.", external_id="policy"
+    )
+    await memory.add_document("other", "Secret", "Other people's text.", external_id="theirs")
+    yield memory, result.document_id
+    await memory.close()
 
 
 def connections_in_use(memory: AsyncMemory) -> int:
