@@ -7,5 +7,6 @@ pytest_plugins = [
     "plugins.memories",
     "plugins.observers",
     "plugins.plans",
+    "plugins.command_line",
     "plugins.guarded",
 ]

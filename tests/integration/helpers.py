@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
@@ -127,6 +128,14 @@ async def until(is_so: Callable[[], Any], *, within_s: float = 20) -> None:
     with anyio.fail_after(within_s):
         while not is_so():  # noqa: ASYNC110 - nobody here can set an event
             await anyio.sleep(0.01)
+
+
+def wait_until(is_so: Callable[[], Any], *, within_s: float = 30) -> None:
+    """Do what ``until`` does, where no event loop runs."""
+    deadline = time.monotonic() + within_s
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
 
 
 def zeros(count: int) -> Any:

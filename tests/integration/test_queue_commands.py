@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from integration.helpers import fetch
-from integration.test_cli import Run, run, wait_until
+from integration.helpers import fetch, wait_until
 from integration.workers import asking, left, openai_embedder, started_worker, wait_until_ready
+from plugins.command_line import Run
 from plugins.openai_server import OpenAIServer, slowly, status
 
 from llmemory import HashEmbedder
-
-__all__ = ["run"]
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from integration.test_cli import command, environment
 from plugins import openai_server
+from plugins.command_line import command, environment
 from plugins.openai_server import OpenAIServer, vector_of
 
 from llmemory import Memory, OpenAIEmbedder
