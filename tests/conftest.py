@@ -8,5 +8,6 @@ pytest_plugins = [
     "plugins.observers",
     "plugins.plans",
     "plugins.command_line",
+    "plugins.embedded_processes",
     "plugins.guarded",
 ]
