@@ -8,6 +8,7 @@ pytest_plugins = [
     "plugins.observers",
     "plugins.plans",
     "plugins.command_line",
+    "plugins.openai_embedders",
     "plugins.embedded_processes",
     "plugins.guarded",
 ]

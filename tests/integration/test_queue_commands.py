@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,12 +17,6 @@ from llmemory import HashEmbedder
 pytestmark = pytest.mark.timeout(120)
 
 STATES = "SELECT state, attempts, leased_until > now() FROM llmemory.embedding_jobs"
-
-
-@pytest.fixture
-def openai_server() -> Iterator[OpenAIServer]:
-    with OpenAIServer() as server:
-        yield server
 
 
 def test_it_works_until_the_first_signal(database_url: str) -> None:

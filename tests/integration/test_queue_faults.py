@@ -42,12 +42,6 @@ EXPECTED = ExpectedVectors()
 PORTIONS = {"LLMEMORY_EMBEDDING_BATCH_SIZE": "10", "LLMEMORY_JOB_POLL_S": "0.1"}
 
 
-@pytest.fixture
-def openai_server() -> Iterator[OpenAIServer]:
-    with OpenAIServer() as server:
-        yield server
-
-
 def queued(url: str) -> int:
     ((count,),) = fetch(url, "SELECT count(*) FROM llmemory.embedding_jobs")
     return int(count)
