@@ -1,14 +1,12 @@
-"""OpenAIEmbedder without a network: what it sends, what it refuses, how long it waits."""
+"""OpenAIEmbedder without a network: what it sends, what it refuses, and its configuration."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import math
-import time
 import traceback
 from collections.abc import Callable
-from email.utils import formatdate
 from functools import partial
 from typing import Any
 
@@ -19,22 +17,17 @@ from integration.helpers import chain
 from plugins.openai_server import packed, vector_of
 from pydantic import SecretStr
 
-from llmemory.embedding import openai_messages as messages
 from llmemory.embedding.base import Embedder, embed_checked
 from llmemory.embedding.openai import OpenAIEmbedder
-from llmemory.embedding.openai_messages import Pieces, Setback, batches, decode, estimated_tokens
-from llmemory.embedding.openai_pacing import Budget, requested_wait_s
+from llmemory.embedding.openai_messages import Setback, estimated_tokens
 from llmemory.errors import (
     ConfigurationError,
-    DimensionMismatch,
-    EmbeddingError,
     ProviderRejected,
     ProviderUnavailable,
 )
 
 KEY = "sk-hunter2-very-secret"
 TEXT = "a text nobody may read"
-NOW = 1_800_000_000.0
 
 
 def embedder_of(
@@ -350,185 +343,3 @@ class TestConfiguration:
         with pytest.raises(ConfigurationError, match=r"pip install \"\.\[openai\]\""):
             OpenAIEmbedder(KEY)
         assert importlib.util.find_spec("tenacity")
-
-
-class TestAnswers:
-    def test_vectors_are_sorted_by_index(self) -> None:
-        items = [(1, [3.0, 4.0]), (0, [1.0, 2.0])]
-        answer = decode(body_of(items), count=2, dimensions=2)
-        assert answer.vectors.tolist() == [[1.0, 2.0], [3.0, 4.0]]
-
-    @pytest.mark.parametrize(
-        "items",
-        [
-            [],
-            [(0, [1.0, 2.0])],
-            [(0, [1.0, 2.0]), (0, [1.0, 2.0])],
-            [(0, [1.0, 2.0]), (2, [1.0, 2.0])],
-            [(-1, [1.0, 2.0]), (0, [1.0, 2.0])],
-            [(0, [1.0, 2.0]), (1, [1.0, 2.0]), (1, [1.0, 2.0])],
-            [(0, [1.0, 2.0]), (1, [1.0, math.nan])],
-            [(0, [1.0, 2.0]), (1, [1.0, math.inf])],
-        ],
-    )
-    def test_an_answer_that_is_not_whole_is_refused(self, items: Any) -> None:
-        with pytest.raises(EmbeddingError):
-            decode(body_of(items), count=2, dimensions=2)
-
-    def test_numbers_too_large_for_single_precision_are_refused(self) -> None:
-        body = json.dumps({"data": [{"index": 0, "embedding": [1e300]}]}).encode()
-        with pytest.raises(EmbeddingError, match="not finite"):
-            decode(body, count=1, dimensions=1)
-
-    @pytest.mark.parametrize("length", [0, 1, 3])
-    def test_a_vector_of_another_length_is_refused(self, length: int) -> None:
-        body = body_of([(0, [1.0] * length)])
-        with pytest.raises(DimensionMismatch) as caught:
-            decode(body, count=1, dimensions=2)
-        assert (caught.value.expected, caught.value.got) == (2, length)
-
-    @pytest.mark.parametrize(
-        "body",
-        [
-            b"",
-            b"<html>hello</html>",
-            b"[]",
-            b"null",
-            b'{"data": 1}',
-            b'{"data": [{"embedding": "AAAAAA=="}]}',
-            b'{"data": [{"index": 0}]}',
-            b'{"data": [{"index": 0, "embedding": "AAAA"}]}',
-            b'{"data": [{"index": 0, "embedding": "AAAAA"}]}',
-            b'{"data": [{"index": 0, "embedding": "AA?AAA=="}]}',
-            b'{"data": [{"index": 0, "embedding": "\xc3\xa9AAAAA=="}]}',
-            b'{"data": [{"index": 0, "embedding": "AAAAAA=="}]',
-            b"\xff\xfe",
-        ],
-    )
-    def test_garbage_is_a_setback(self, body: bytes) -> None:
-        with pytest.raises(Setback) as caught:
-            decode(body, count=1, dimensions=1)
-        assert caught.value.__context__ is None
-
-    @pytest.mark.parametrize("body", [b"", b"[]", b"1", b'{"error": "x"}', b'{"error": {}}'])
-    def test_a_refusal_in_another_form_has_no_code(self, body: bytes) -> None:
-        assert messages.error_code(body) is None
-
-
-class TestTexts:
-    @pytest.mark.parametrize(
-        ("text", "tokens"), [("", 1), ("abc", 1), ("x" * 300, 100), ("é" * 6, 5), ("人" * 6, 8)]
-    )
-    def test_tokens_are_estimated(self, text: str, tokens: int) -> None:
-        assert estimated_tokens(text) == tokens
-
-    @pytest.mark.parametrize("text", ["x" * 1000, "word " * 200, "人" * 500, "\n" * 500 + "end"])
-    def test_pieces_are_short_enough_and_none_is_blank(self, text: str) -> None:
-        pieces = Pieces([text], tokens=16)
-        assert max(pieces.costs) <= 16
-        assert all(map(str.strip, pieces.texts))
-        assert "".join("".join(pieces.texts).split()) == "".join(text.split())
-
-    def test_batches_hold_every_text_once(self) -> None:
-        costs = [5, 5, 5, 20, 1, 1, 1, 1]
-        found = list(batches(costs, size=3, tokens=10))
-        assert [costs[batch] for batch in found] == [[5, 5], [5], [20], [1, 1, 1], [1]]
-        assert list(batches([], size=3, tokens=10)) == []
-
-
-class TestWaits:
-    @pytest.mark.parametrize(
-        ("headers", "wait_s"),
-        [
-            ({}, None),
-            ({"retry-after": "7"}, 7),
-            ({"retry-after": "0.5"}, 0.5),
-            ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
-            ({"retry-after": formatdate(NOW + 30), "date": formatdate(NOW)}, 30),
-            ({"retry-after": formatdate(NOW - 30), "date": formatdate(NOW)}, 0),
-            ({"retry-after": "soon"}, None),
-            ({"retry-after": "-1"}, None),
-            ({"retry-after": "nan"}, None),
-            ({"retry-after": "soon", "x-ratelimit-reset-tokens": "2s"}, 2),
-            ({"x-ratelimit-reset-requests": "6m0s"}, 360),
-            ({"x-ratelimit-reset-requests": "1h2m3.5s"}, 3723.5),
-            ({"x-ratelimit-reset-tokens": "20ms"}, 0.02),
-            ({"x-ratelimit-reset-tokens": "12"}, 12),
-            ({"x-ratelimit-reset-tokens": "1 fortnight"}, None),
-            ({"x-ratelimit-reset-requests": "1s", "x-ratelimit-reset-tokens": "3s"}, 3),
-            (
-                {
-                    "x-ratelimit-remaining-requests": "0",
-                    "x-ratelimit-reset-requests": "1s",
-                    "x-ratelimit-remaining-tokens": "100",
-                    "x-ratelimit-reset-tokens": "3s",
-                },
-                1,
-            ),
-            ({"x-ratelimit-remaining-tokens": "99", "x-ratelimit-reset-tokens": "3s"}, 3),
-            ({"x-ratelimit-remaining-tokens": "100", "x-ratelimit-reset-tokens": "3s"}, None),
-        ],
-    )
-    def test_what_the_headers_ask_for(self, headers: dict[str, str], wait_s: float | None) -> None:
-        assert requested_wait_s(httpx.Headers(headers), tokens=100) == pytest.approx(wait_s)
-
-    def test_a_point_in_time(self) -> None:
-        headers = httpx.Headers({"x-ratelimit-reset-requests": str(time.time() + 30)})
-        assert requested_wait_s(headers, tokens=1) == pytest.approx(30, abs=1)
-        headers = httpx.Headers({"retry-after": formatdate(time.time() + 30)})
-        assert requested_wait_s(headers, tokens=1) == pytest.approx(30, abs=2)
-
-
-class TestBudget:
-    def test_no_minute_holds_more_requests_than_allowed(self) -> None:
-        clock = Clock()
-        budget = Budget(requests_per_minute=3, tokens_per_minute=None, clock=clock)
-        turns = [budget.reserve(1) for _ in range(7)]
-        assert turns == [0, 0, 0, 60, 60, 60, 120]
-        clock.now = 1000
-        assert [budget.reserve(1) for _ in range(4)] == [0, 0, 0, 60]
-
-    def test_no_minute_holds_more_tokens_than_allowed(self) -> None:
-        clock = Clock()
-        budget = Budget(requests_per_minute=None, tokens_per_minute=100, clock=clock)
-        assert budget.reserve(60) == 0
-        clock.now = 20
-        assert budget.reserve(40) == 0
-        assert budget.reserve(50) == 40
-        # The order of asking is kept, even where a small one would fit before.
-        assert budget.reserve(1) == 40
-        assert budget.reserve(49) == 60
-        # More than a minute's worth goes alone.
-        assert budget.reserve(500) == 120
-
-    def test_without_limits_nothing_waits(self) -> None:
-        budget = Budget(requests_per_minute=None, tokens_per_minute=None)
-        assert [budget.reserve(10**9) for _ in range(1000)] == [0] * 1000
-
-    def test_a_pause_is_never_shortened(self) -> None:
-        clock = Clock()
-        budget = Budget(requests_per_minute=None, tokens_per_minute=None, clock=clock)
-        assert budget.pause_left_s() == 0
-        budget.pause(10)
-        budget.pause(5)
-        assert budget.pause_left_s() == 10
-        clock.now += 11
-        assert budget.pause_left_s() == 0
-
-
-class Clock:
-    """Stands still until it is set."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def body_of(items: list[tuple[int, list[float]]]) -> bytes:
-    data = [
-        {"index": index, "embedding": packed(np.array(vector, dtype=np.float32))}
-        for index, vector in items
-    ]
-    return json.dumps({"data": data}).encode()
