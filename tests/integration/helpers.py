@@ -12,7 +12,7 @@ import numpy as np
 import psycopg
 from psycopg import sql
 
-from llmemory import HashEmbedder
+from llmemory import AsyncMemory, HashEmbedder
 
 TABLES = ("documents", "chunks", "embeddings", "embedding_jobs", "lexical_statistics")
 WRITES = ("INSERT", "UPDATE", "DELETE", "COPY")
@@ -112,6 +112,12 @@ class OddEmbedder(HashEmbedder):
         if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer(len(texts)) if callable(self.answer) else self.answer
+
+
+async def add_and_search(memory: AsyncMemory, name: str = "a") -> int:
+    """Add one more document that a search for "leave" finds; return how many it finds."""
+    await memory.add_document("acme", name, "Days of leave.")
+    return len(await memory.search("acme", "leave", limit=100))
 
 
 async def together(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
