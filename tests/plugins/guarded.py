@@ -14,10 +14,23 @@ from psycopg import sql
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
-from llmemory.schema import row_level_security
-from plugins.server import execute
+from llmemory import AsyncMemory, Settings, row_level_security
+from plugins.memories import MakeMemory
+from plugins.server import execute, with_driver
 
-__all__ = ["Guarded", "fresh_roles", "guard"]
+__all__ = ["GUARDED", "HOSTILE", "Guarded", "fresh_roles", "guard"]
+
+GUARDED = Settings(row_level_security=True)
+HOSTILE = [
+    "o'reilly",
+    "x' OR 'a'='a",
+    "back\\slash",
+    "\\'; DROP",
+    "%s %(a)s",
+    ":name",
+    "''",
+    "日本",
+]
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,20 @@ def fresh_roles(server_url: str) -> Iterator[dict[str, str]]:
 def guarded(make_database: Callable[[str], str], template: str, roles: dict[str, str]) -> Guarded:
     """A migrated database with row level security."""
     return guard(make_database(template), roles)
+
+
+@pytest.fixture(params=["postgresql", "postgresql+psycopg"], ids=["asyncpg", "psycopg"])
+def served(
+    request: pytest.FixtureRequest, guarded: Guarded, make_memory: MakeMemory
+) -> AsyncMemory:
+    """A memory of the application's role, for one driver after the other."""
+    return make_memory(with_driver(guarded.application, request.param), settings=GUARDED)
+
+
+@pytest.fixture
+def upkeep(guarded: Guarded, make_memory: MakeMemory) -> AsyncMemory:
+    """A memory of the role that sees all rows."""
+    return make_memory(guarded.upkeep, settings=GUARDED)
 
 
 def guard(url: str, roles: dict[str, str], schema: str = "llmemory") -> Guarded:
