@@ -265,7 +265,7 @@ def test_a_file_that_never_ends_is_refused() -> None:
     script = """
 import resource
 from llmemory import Settings, ValidationError
-from llmemory.files import read_file
+from llmemory.files.reading import read_file
 
 resource.setrlimit(resource.RLIMIT_AS, (2_000_000_000, 2_000_000_000))
 try:

@@ -119,7 +119,7 @@ async def test_a_database_that_refuses_rows(
 async def test_a_conflict_that_no_retry_solves(
     memory: AsyncMemory, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmemory.writer.ATTEMPTS", 8)
+    monkeypatch.setattr("llmemory.documents.writer.ATTEMPTS", 8)
     await memory.initialize()
     fetch(database_url, "CREATE UNIQUE INDEX one_name ON llmemory.documents (document_name)")
     await memory.add_document("acme", "Name", "b")

@@ -13,7 +13,7 @@ import pytest
 from integration.helpers import fetch
 from plugins.command_line import Run, command, environment, ids, in_terminal, one_line
 
-from llmemory import migrate
+from llmemory.schema import migrate
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -29,8 +29,8 @@ from llmemory import (
     ProviderUnavailable,
     QueueProgress,
     Settings,
-    queue,
 )
+from llmemory.queue import processing as queue
 
 pytestmark = pytest.mark.anyio
 

@@ -159,7 +159,7 @@ async def test_dropped_vectors_are_not_searched(make_memory: MakeMemory, driver_
 async def test_dropping_goes_on_where_it_was_stopped(
     make_memory: MakeMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmemory.chunk_walk.PAGE_CHUNKS", 10)
+    monkeypatch.setattr("llmemory.reembedding.chunk_walk.PAGE_CHUNKS", 10)
     memory = make_memory()
     await memory.add_documents(corpus(50))
     await memory.reembed(HashEmbedder(96))
@@ -178,7 +178,7 @@ async def test_dropping_goes_on_where_it_was_stopped(
 async def test_what_is_left_of_dropped_vectors_is_used_again(
     make_memory: MakeMemory, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmemory.chunk_walk.PAGE_CHUNKS", 10)
+    monkeypatch.setattr("llmemory.reembedding.chunk_walk.PAGE_CHUNKS", 10)
     memory = make_memory()
     await memory.add_documents(corpus(50))
     await memory.reembed(HashEmbedder(96))

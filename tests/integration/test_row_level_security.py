@@ -17,13 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from llmemory import (
-    AsyncMemory,
-    ConfigurationError,
-    DocumentNotFoundError,
-    models,
-    row_level_security,
-)
+from llmemory import AsyncMemory, ConfigurationError, DocumentNotFoundError, models
+from llmemory.schema import row_level_security
 
 pytestmark = pytest.mark.anyio
 OWNED = text(

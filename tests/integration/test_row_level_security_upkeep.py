@@ -16,15 +16,9 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from llmemory import (
-    AsyncMemory,
-    ConfigurationError,
-    HashEmbedder,
-    Settings,
-    migrate,
-    row_level_security,
-)
-from llmemory.prerequisites import prepare_schema
+from llmemory import AsyncMemory, ConfigurationError, HashEmbedder, Settings
+from llmemory.schema import migrate, row_level_security
+from llmemory.schema.prerequisites import prepare_schema
 
 pytestmark = pytest.mark.anyio
 

@@ -25,9 +25,7 @@ from plugins.memories import MakeMemory
 from plugins.server import execute, with_driver
 from psycopg import sql
 
-from llmemory import (
-    migrate,
-)
+from llmemory.schema import migrate
 
 pytestmark = pytest.mark.anyio
 

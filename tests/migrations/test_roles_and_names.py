@@ -27,8 +27,8 @@ from llmemory import (
     SchemaOutOfDate,
     SchemaTooNew,
     Settings,
-    migrate,
 )
+from llmemory.schema import migrate
 
 pytestmark = pytest.mark.anyio
 NAMES = [

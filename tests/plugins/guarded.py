@@ -14,7 +14,8 @@ from psycopg import sql
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
-from llmemory import AsyncMemory, Settings, row_level_security
+from llmemory import AsyncMemory, Settings
+from llmemory.schema import row_level_security
 from plugins.memories import MakeMemory
 from plugins.server import execute, with_driver
 
