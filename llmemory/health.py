@@ -15,7 +15,7 @@ from llmemory.embedding.base import Embedder
 from llmemory.errors import ClosedError, LLMemoryError
 from llmemory.models import Tables
 from llmemory.queue.statistics import queue_statistics
-from llmemory.schema import migrate, row_level_security
+from llmemory.schema import distribution, migrate, row_level_security
 from llmemory.settings import Settings
 from llmemory.spaces import Identity, identity_of, stored_spaces, usable_space
 from llmemory.statements.queue import count_jobs
@@ -73,9 +73,11 @@ def _look(connection: Connection, schema: str, settings: Settings, found: dict[s
     found.update(versions)
     found["revision"] = migrate.revision_of(connection, schema)
     migrate.check(connection, schema)
-    found["warnings"] = row_level_security.warnings(
-        connection, schema, is_expected=settings.row_level_security
-    )
+    is_expected = settings.row_level_security
+    found["warnings"] = [
+        *row_level_security.warnings(connection, schema, is_expected=is_expected),
+        *distribution.warnings(connection, schema),
+    ]
 
 
 async def _look_at_spaces(

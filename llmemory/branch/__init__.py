@@ -16,7 +16,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy.schema import CreateSchema
 
 from llmemory.schema import migrate
-from llmemory.schema.prerequisites import prepare_schema
+from llmemory.schema.prerequisites import check_undistributed, prepare_schema
 from llmemory.settings import Settings, checked_schema
 
 __all__ = ["Step"]
@@ -53,8 +53,10 @@ class Step(NamedTuple):
     def downgrade(self) -> None:
         """Take the schema to what was before the revision, unless it is there or behind."""
         schema = schema_of_application()
-        if not op.get_context().as_sql and not self._is_reached(schema):
-            return
+        if not op.get_context().as_sql:
+            if not self._is_reached(schema):
+                return
+            check_undistributed(op.get_bind(), schema)
         target = self._before or "base"
         scripts = migrate.script_directory()
         run(schema, self.revision, lambda heads, _: scripts._downgrade_revs(target, heads))

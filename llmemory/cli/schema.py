@@ -1,8 +1,9 @@
-"""Commands on the tables: migrations, row level security, maintain, spaces."""
+"""Commands on the tables: migrations, row level security, Citus, maintain, spaces."""
 
 from __future__ import annotations
 
 from collections import Counter
+from typing import Literal
 
 from cyclopts import App
 
@@ -177,6 +178,43 @@ def disable_rls(*, settings: GivenSettings) -> None:
 
     run_in_transaction(settings, row_level_security.disable, settings.schema_name)
     output.print(f'Schema "{settings.schema_name}": row level security is off.', soft_wrap=True)
+
+
+@app.command
+def distribute(*, by: Literal["owner", "schema"] = "owner", settings: GivenSettings) -> None:
+    """Spread the tables over the nodes of a Citus cluster. What is spread already stays so.
+
+    All rows are moved in one transaction, which others wait for.
+
+    Args:
+        by: owner has each owner's rows on one node, schema the whole schema.
+        settings: What the global options and the environment say.
+    """
+    from llmemory.database.engines import run_in_transaction
+    from llmemory.schema import distribution
+
+    schema = settings.schema_name
+    done = run_in_transaction(settings, distribution.distribute, schema, by=by)
+    _print_tables(schema, done, f"distributed by {by}")
+
+
+@app.command
+def undistribute(*, settings: GivenSettings) -> None:
+    """Bring tables that were spread over nodes back to the coordinator, as plain ones.
+
+    All rows are moved in one transaction, which others wait for.
+    """
+    from llmemory.database.engines import run_in_transaction
+    from llmemory.schema import distribution
+
+    schema = settings.schema_name
+    done = run_in_transaction(settings, distribution.undistribute, schema)
+    _print_tables(schema, done, "plain tables again")
+
+
+def _print_tables(schema: str, names: list[str], state: str) -> None:
+    what = ", ".join(names) or "no table changed"
+    output.print(f'Schema "{schema}", {state}: {what}', soft_wrap=True)
 
 
 @app.command

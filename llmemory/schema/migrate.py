@@ -17,7 +17,11 @@ from sqlalchemy import Column, Connection, MetaData, String, Table, select, text
 from llmemory.concurrency.turns import Turn
 from llmemory.errors import SchemaMissing, SchemaOutOfDate, SchemaTooNew, ValidationError
 from llmemory.models import DEFAULT_SCHEMA, HNSW_PREFIX, VERSION_TABLE, tables_for
-from llmemory.schema.prerequisites import check_extension, check_server
+from llmemory.schema.prerequisites import (
+    check_extension,
+    check_server,
+    check_undistributed,
+)
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -163,7 +167,13 @@ def upgrade(
 
 
 def downgrade(connection: Connection, schema: str, revision: str) -> None:
-    """Take `schema` back to `revision`; ``base`` drops every table and its data."""
+    """Take `schema` back to `revision`; ``base`` drops every table and its data.
+
+    Raises:
+        ConfigurationError: The tables are distributed.
+        ValidationError: There is no such revision.
+    """
+    check_undistributed(connection, schema)
     _run("downgrade", revision, connection=connection, schema=schema)
 
 

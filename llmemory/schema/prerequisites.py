@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from shlex import quote
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
@@ -11,10 +12,18 @@ from sqlalchemy.schema import CreateSchema
 
 from llmemory.database.driver_errors import sqlstate_of
 from llmemory.errors import ConfigurationError, ExtensionMissing, SchemaError, SchemaMissing
-from llmemory.models import quoted_identifier
+from llmemory.models import quoted_identifier, tables_for
 from llmemory.schema.row_level_security import sees_all
+from llmemory.statements.distribution import DISTRIBUTED_TABLES, IS_INSTALLED, LOCAL_SCHEMA
 
-__all__ = ["check_extension", "check_server", "prepare_schema"]
+__all__ = [
+    "check_extension",
+    "check_server",
+    "check_undistributed",
+    "distributed_tables",
+    "has_citus",
+    "prepare_schema",
+]
 
 MINIMUM_POSTGRESQL = 14
 MINIMUM_PGVECTOR = (0, 8)
@@ -40,6 +49,7 @@ def prepare_schema(connection: Connection, schema: str) -> None:
         _create_extension(connection, schema)
     check_extension(connection, schema)
     if connection.execute(_SCHEMA_EXISTS, {"schema": schema}).first() is None:
+        connection.execute(LOCAL_SCHEMA)
         with _refusals(connection, _schema_refused(schema)):
             connection.execute(CreateSchema(schema, if_not_exists=True))
     if not sees_all(connection, schema):
@@ -123,6 +133,34 @@ def check_extension(connection: Connection, schema: str) -> None:
             f'pgvector lies in schema "{place}", outside the search path of this role. Run: ALTER '
             f'ROLE name_of_the_role SET search_path = "$user", public, "{place}";',
             schema=schema,
+        )
+
+
+def has_citus(connection: Connection) -> bool:
+    """Return whether the database has the extension Citus."""
+    return bool(connection.execute(IS_INSTALLED).scalar_one())
+
+
+def distributed_tables(connection: Connection, schema: str) -> dict[str, bool]:
+    """Return which tables of `schema` Citus has distributed, and whether by their owners."""
+    if not has_citus(connection):
+        return {}
+    names = [table.name for table in tables_for(schema).metadata.sorted_tables]
+    values = {"schema_name": schema, "table_names": names}
+    return {row.name: row.is_by_owner for row in connection.execute(DISTRIBUTED_TABLES, values)}
+
+
+def check_undistributed(connection: Connection, schema: str) -> None:
+    """Refuse to take distributed tables back to an older revision.
+
+    Raises:
+        ConfigurationError: Citus has distributed them.
+    """
+    if distributed_tables(connection, schema):
+        raise ConfigurationError(
+            f'The tables of schema "{schema}" are distributed, and Citus refuses what older '
+            f"revisions do to them. Run `llmemory db undistribute --schema {quote(schema)}`, "
+            "downgrade, and distribute them again."
         )
 
 

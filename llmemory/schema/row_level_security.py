@@ -18,7 +18,15 @@ from llmemory.statements import row_level_security as sql
 from llmemory.types import Identifier
 from llmemory.validation.values import checked_identifier
 
-__all__ = ["check_sees_all", "disable", "enable", "owner_setting", "sees_all", "warnings"]
+__all__ = [
+    "check_sees_all",
+    "disable",
+    "enable",
+    "is_active",
+    "owner_setting",
+    "sees_all",
+    "warnings",
+]
 
 
 def enable(
@@ -74,6 +82,11 @@ def check_sees_all(connection: Connection, schema: str) -> None:
             "call is about all owners. Name one owner, or connect as a role that was given to "
             "`llmemory db enable-rls --all-owners-role`."
         )
+
+
+def is_active(connection: Connection, schema: str) -> bool:
+    """Return whether policies on a table of `schema` bind the role of `connection`."""
+    return any(table.is_active for table in connection.execute(sql.TABLES, _named(schema)))
 
 
 def warnings(connection: Connection, schema: str, *, is_expected: bool) -> list[str]:
