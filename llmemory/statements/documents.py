@@ -36,6 +36,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql.dml import ReturningInsert
 from sqlalchemy.types import TypeEngine
 
+from llmemory.filters import EVERYTHING
 from llmemory.models import Tables
 from llmemory.statements import AnySelect
 from llmemory.statements.filters import FilterShape, conditions
@@ -409,7 +410,14 @@ def delete_documents(tables: Tables, shape: FilterShape, by: frozenset[str]) -> 
         shape: Conditions on them.
         by: "document_ids" and "external_ids", where arrays of these are given as well.
     """
-    return delete(tables.documents).where(*_matching(tables.documents, shape, by))
+    documents = tables.documents
+    matching = _matching(documents, shape, by)
+    if shape.metadata == EVERYTHING.shape:
+        return delete(documents).where(*matching)
+    # What metadata is compared as may depend on the time zone: distributed tables allow that in a
+    # query within, not in a DELETE itself.
+    chosen = select(documents.c.document_id).where(*matching)
+    return delete(documents).where(_owner(documents), documents.c.document_id.in_(chosen))
 
 
 @lru_cache(maxsize=256)
