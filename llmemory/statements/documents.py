@@ -36,12 +36,12 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql.dml import ReturningInsert
 from sqlalchemy.types import TypeEngine
 
-from llmemory.filters import EVERYTHING
 from llmemory.models import Tables
 from llmemory.statements import AnySelect
 from llmemory.statements.filters import FilterShape, conditions
 from llmemory.statements.queue import count_jobs
 from llmemory.statements.values import read_json
+from llmemory.validation.filters import EVERYTHING
 
 __all__ = [
     "arrays",

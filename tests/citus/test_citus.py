@@ -25,16 +25,9 @@ from sqlalchemy import Connection, create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from llmemory import (
-    AsyncMemory,
-    ConfigurationError,
-    HashEmbedder,
-    Settings,
-    distribution,
-    migrate,
-    row_level_security,
-)
-from llmemory.distribution import By
+from llmemory import AsyncMemory, ConfigurationError, HashEmbedder, Settings
+from llmemory.schema import distribution, migrate, row_level_security
+from llmemory.schema.distribution import By
 
 CITUS_URL = os.environ.get("LLMEMORY_TEST_CITUS_URL", "")
 
