@@ -1,1 +1,1 @@
-"""What threads, forks and event loops of one process share."""
+"""What threads, forks, event loops and tasks of one process share."""

@@ -1,8 +1,7 @@
-"""Writing any number of documents: one batch is split, one embedded and two written at a time."""
+"""Writing any number of documents: splitting, embedding and writing overlap."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -23,6 +22,7 @@ import anyio
 import anyio.to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from llmemory.concurrency.tasks import task_group
 from llmemory.database.engines import Session
 from llmemory.documents.writer import Embed, Planned, Prepared, Writer
 from llmemory.errors import (
@@ -126,22 +126,15 @@ class Bulk:
             self._writer.check_now(document, index)
 
     async def _run_at_once(self, documents: Documents) -> None:
-        """Run the stages at once; each holds one batch, so that memory stays bounded."""
+        """Run the stages at once; what each holds is bounded, and so is memory."""
         to_embed, planned = anyio.create_memory_object_stream[tuple[_Batch, Planned]](0)
         to_write, prepared = anyio.create_memory_object_stream[tuple[_Batch, Prepared]](0)
-        try:
-            async with anyio.create_task_group() as stages:
-                stages.start_soon(self._plan_all, documents, to_embed)
-                stages.start_soon(self._embed_all, planned, to_write)
-                with prepared:
-                    for _ in range(WRITERS):
-                        stages.start_soon(self._write_all, prepared.clone())
-        except BaseExceptionGroup as group:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise asyncio.CancelledError from group
-            error = _first(group)
-            raise error from error.__cause__
+        async with task_group() as stages:
+            stages.start_soon(self._plan_all, documents, to_embed)
+            stages.start_soon(self._embed_all, planned, to_write)
+            with prepared:
+                for _ in range(WRITERS):
+                    stages.start_soon(self._write_all, prepared.clone())
 
     async def _plan_all(
         self, documents: Documents, send: MemoryObjectSendStream[tuple[_Batch, Planned]]
@@ -161,10 +154,27 @@ class Bulk:
         receive: MemoryObjectReceiveStream[tuple[_Batch, Planned]],
         send: MemoryObjectSendStream[tuple[_Batch, Prepared]],
     ) -> None:
-        with receive, send, suppress(anyio.BrokenResourceError):
-            async for batch, planned in receive:
+        # A batch on its way to the writers takes the room of its calls, so that small ones are
+        # embedded at once, and few of them wait.
+        most = self._writer.max_concurrency
+        room = anyio.Semaphore(most)
+
+        async def embed(batch: _Batch, planned: Planned, calls: int) -> None:
+            with suppress(anyio.BrokenResourceError):
                 for part in await self._embedded(batch, planned):
                     await send.send(part)
+            for _ in range(calls):
+                room.release()
+
+        with receive, send:
+            async with anyio.create_task_group() as embedding:
+                await room.acquire()
+                async for batch, planned in receive:
+                    calls = min(self._writer.calls_of(planned, embed=self._embed) or most, most)
+                    for _ in range(calls - 1):
+                        await room.acquire()
+                    embedding.start_soon(embed, batch, planned, calls)
+                    await room.acquire()
 
     async def _write_all(self, receive: MemoryObjectReceiveStream[tuple[_Batch, Prepared]]) -> None:
         with receive:
@@ -321,13 +331,6 @@ def _name_of(document: NewDocument | Mapping[str, Any]) -> str:
 def _key(document: CheckedDocument) -> Key | None:
     external_id = document.external_id
     return None if external_id is None else (document.owner_id, external_id)
-
-
-def _first(group: BaseExceptionGroup[Any]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 async def _asynchronous(

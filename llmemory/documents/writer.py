@@ -28,7 +28,7 @@ from llmemory.documents.ingestion import (
     rows_by_hash,
 )
 from llmemory.documents.store import Store, stored_document
-from llmemory.embedding.base import Embedder, embed_checked
+from llmemory.embedding.base import Embedder, concurrency_of, embed_checked
 from llmemory.embedding.contexts import Contexts
 from llmemory.errors import ConflictError, DocumentNotFoundError, ValidationError
 from llmemory.settings import Settings
@@ -89,7 +89,11 @@ class Prepared:
 
 
 class Writer:
-    """Adds and replaces documents, one or many, by one path."""
+    """Adds and replaces documents, one or many, by one path.
+
+    Attributes:
+        max_concurrency: How many calls of the embedder it has under way at once.
+    """
 
     def __init__(
         self,
@@ -106,6 +110,8 @@ class Writer:
         self._space = space
         self._contexts = contexts
         self._settings = settings
+        self.max_concurrency = concurrency_of(embedder)
+        self._turns = anyio.CapacityLimiter(self.max_concurrency)
 
     async def check(
         self, document: NewDocument | Mapping[str, Any], index: int | None = None
@@ -311,6 +317,12 @@ class Writer:
         planned.started = started
         return planned
 
+    def calls_of(self, planned: Planned, *, embed: Embed) -> int:
+        """Return how often the embedder is called for what is planned."""
+        if embed == "later":
+            return 0
+        return -(-len(planned.texts.new) // self._settings.embedding_batch_size)
+
     async def embed(self, planned: Planned, *, embed: Embed) -> Prepared:
         """Make the vectors of what is planned, or none where they are left for later.
 
@@ -324,6 +336,7 @@ class Writer:
             await self._contexts.texts(planned.texts.new),
             purpose="document",
             batch_size=self._settings.embedding_batch_size,
+            turns=self._turns,
         )
         if planned.known is not None:
             import numpy as np

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
+import anyio
+
+from llmemory.concurrency.tasks import for_each
 from llmemory.errors import (
     ConfigurationError,
     DimensionMismatch,
@@ -13,9 +17,17 @@ from llmemory.errors import (
 )
 from llmemory.types import HalfVectors, Vectors
 
-__all__ = ["Embedder", "Purpose", "checked_embedder", "embed_checked", "provider_of"]
+__all__ = [
+    "Embedder",
+    "Purpose",
+    "checked_embedder",
+    "concurrency_of",
+    "embed_checked",
+    "provider_of",
+]
 
 MOST_DIMENSIONS = 16_000
+MOST_CALLS = 1_000
 
 Purpose: TypeAlias = Literal["document", "query"]
 
@@ -25,8 +37,9 @@ class Embedder(Protocol):
     """Anything that turns texts into vectors; implement it to bring your own model.
 
     An embedder may have more: ``provider``, a name stored beside the model's (else the name of
-    its class); ``alpha``, the weight of the vector arm in hybrid search, 0 to 1 (else 0.5); and
-    ``async aclose()``, called by nobody but its owner.
+    its class); ``alpha``, the weight of the vector arm in hybrid search, 0 to 1 (else 0.5);
+    ``max_concurrency``, how many calls of ``embed`` a bulk call or a worker may have under way at
+    once (else 1); and ``async aclose()``, called by nobody but its owner.
     """
 
     @property
@@ -61,7 +74,7 @@ def checked_embedder(embedder: object) -> Embedder:
 
     Raises:
         ConfigurationError: It lacks something of the protocol, or what it announces is no name of
-            a model or no number of dimensions.
+            a model, no number of dimensions or no number of calls.
     """
     if isinstance(embedder, type) or not isinstance(embedder, Embedder):
         raise ConfigurationError(
@@ -71,9 +84,13 @@ def checked_embedder(embedder: object) -> Embedder:
     model, dimensions = embedder.model, embedder.dimensions
     if not isinstance(model, str) or not model.strip() or "\0" in model:
         raise ConfigurationError("embedder.model must be the name of a model.")
-    is_number = isinstance(dimensions, int) and not isinstance(dimensions, bool)
-    if not is_number or not 1 <= dimensions <= MOST_DIMENSIONS:
-        raise ConfigurationError(f"embedder.dimensions must be 1 to {MOST_DIMENSIONS}.")
+    for name, value, most in (
+        ("dimensions", dimensions, MOST_DIMENSIONS),
+        ("max_concurrency", concurrency_of(embedder), MOST_CALLS),
+    ):
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if not is_number or not 1 <= value <= most:
+            raise ConfigurationError(f"embedder.{name} must be 1 to {most}.")
     return embedder
 
 
@@ -82,16 +99,34 @@ def provider_of(embedder: Embedder) -> str:
     return str(getattr(embedder, "provider", type(embedder).__name__))
 
 
+def concurrency_of(embedder: Embedder) -> int:
+    """Return how many calls `embedder` is given at once."""
+    most: int = getattr(embedder, "max_concurrency", 1)
+    return most
+
+
 async def embed_checked(
-    embedder: Embedder, texts: Sequence[str], *, purpose: Purpose, batch_size: int
+    embedder: Embedder,
+    texts: Sequence[str],
+    *,
+    purpose: Purpose,
+    batch_size: int,
+    turns: anyio.CapacityLimiter | None = None,
 ) -> HalfVectors:
-    """Embed `texts` batch by batch, check what comes back and scale it to length 1.
+    """Embed `texts` in batches, check what comes back and scale it to length 1.
 
     The vectors of a long document are the largest part of what adding it holds, so that they have
     the precision from the start that they are stored in.
 
     Cosine similarity does not see the length, but half precision would overflow or vanish at
     unusual ones. A vector of zeros stays as it is.
+
+    Args:
+        embedder: Who is asked.
+        texts: Any number of them.
+        purpose: As the embedder takes it.
+        batch_size: Texts a call.
+        turns: Who may call it just now; None makes one call after the other.
 
     Raises:
         DimensionMismatch: Vectors of another length than announced.
@@ -101,11 +136,17 @@ async def embed_checked(
     import numpy as np
 
     vectors = np.empty((len(texts), embedder.dimensions), dtype=np.float16)
-    for start in range(0, len(texts), batch_size):
+    starts = range(0, len(texts), batch_size)
+
+    async def embed(start: int) -> None:
         batch = texts[start : start + batch_size]
-        made = await _embed_batch(embedder, batch, purpose)
+        async with turns or nullcontext():
+            made = await _embed_batch(embedder, batch, purpose)
         norms = np.linalg.norm(made.astype(np.float64), axis=1, keepdims=True)
         vectors[start : start + len(batch)] = made / np.where(norms > 0, norms, 1)
+
+    at_once = 1 if turns is None else min(int(turns.total_tokens), len(starts))
+    await for_each(starts, embed, at_once=at_once)
     return vectors
 
 

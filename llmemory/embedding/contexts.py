@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import anyio
 import anyio.to_thread
 
+from llmemory.concurrency.tasks import for_each
 from llmemory.embedding.text import ChunkToEmbed, TextsToEmbed
 from llmemory.errors import ConfigurationError, EmbeddingError, LLMemoryError
 from llmemory.recent import Recent
@@ -59,22 +60,14 @@ class Contexts:
             EmbeddingError: The function failed, or returned something else than text.
         """
         contexts = [""] * len(chunks) if self._make is not None else []
-        failures: list[LLMemoryError] = []
-        keys = _keys(chunks) if contexts else iter(())
 
-        async def work(scope: anyio.CancelScope) -> None:
-            for number, key in keys:
-                try:
-                    contexts[number] = await self._context(chunks[number], key)
-                except LLMemoryError as error:
-                    failures.append(error)
-                    scope.cancel()
+        async def make(entry: tuple[int, bytes]) -> None:
+            number, key = entry
+            contexts[number] = await self._context(chunks[number], key)
 
-        async with anyio.create_task_group() as group:
-            for _ in range(min(self._concurrency, len(contexts))):
-                group.start_soon(work, group.cancel_scope)
-        if failures:
-            raise failures[0]
+        if contexts:
+            at_once = min(self._concurrency, len(contexts))
+            await for_each(_keys(chunks), make, at_once=at_once)
         return TextsToEmbed(chunks, with_headings=self._with_headings, contexts=contexts)
 
     async def _context(self, chunk: ChunkToEmbed, key: bytes) -> str:

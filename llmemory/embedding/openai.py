@@ -8,15 +8,14 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-import anyio
 import httpx
 import numpy as np
-from anyio.abc import TaskGroup
 from pydantic import SecretStr
 
+from llmemory.concurrency.tasks import for_each
 from llmemory.embedding import openai_messages as messages
 from llmemory.embedding.base import Purpose
-from llmemory.errors import ConfigurationError, LLMemoryError
+from llmemory.errors import ConfigurationError
 from llmemory.types import Vectors
 
 if TYPE_CHECKING:
@@ -71,7 +70,8 @@ class OpenAIEmbedder:
         batch_size: Most texts in a request, 1 to 2,048.
         batch_tokens: Most estimated tokens in a request; OpenAI refuses 300,000 true ones.
         max_input_tokens: Most estimated tokens of a text, at least 16; OpenAI's models take 8,191.
-        max_concurrency: Most requests, and connections, at once.
+        max_concurrency: Most requests, and connections, at once. Bulk calls and workers keep as
+            many under way.
         requests_per_minute: Most requests in any 60 seconds; None for no limit.
         tokens_per_minute: Most estimated tokens in any 60 seconds; None for no limit.
         timeout_s: Seconds for one attempt, from connecting to the last byte of the answer.
@@ -165,7 +165,7 @@ class OpenAIEmbedder:
         self._batch_size = batch_size
         self._batch_tokens = min(batch_tokens, tokens_per_minute or batch_tokens)
         self._max_input_tokens = min(max_input_tokens, self._batch_tokens)
-        self._max_concurrency = max_concurrency
+        self.max_concurrency = max_concurrency
 
     def __repr__(self) -> str:
         return (
@@ -197,24 +197,16 @@ class OpenAIEmbedder:
         """
         pieces = messages.Pieces(texts, tokens=self._max_input_tokens)
         vectors = np.empty((len(pieces.texts), self.dimensions), dtype=np.float32)
-        batches = messages.batches(pieces.costs, size=self._batch_size, tokens=self._batch_tokens)
-        failures: list[LLMemoryError] = []
+        batches = list(
+            messages.batches(pieces.costs, size=self._batch_size, tokens=self._batch_tokens)
+        )
 
-        async def work(group: TaskGroup) -> None:
-            for batch in batches:
-                texts, cost = pieces.texts[batch], sum(pieces.costs[batch])
-                try:
-                    vectors[batch] = await self._endpoint.embed(texts, tokens=cost)
-                except LLMemoryError as error:
-                    failures.append(error)
-                    group.cancel_scope.cancel()
+        async def embed(batch: slice) -> None:
+            texts, cost = pieces.texts[batch], sum(pieces.costs[batch])
+            vectors[batch] = await self._endpoint.embed(texts, tokens=cost)
 
-        # No more workers than may run at once: another call's batches take turns with these.
-        async with anyio.create_task_group() as group:
-            for _ in range(min(self._max_concurrency, len(pieces.texts))):
-                group.start_soon(work, group)
-        if failures:
-            raise failures[0]
+        # No more than may run at once: another call's batches take turns with these.
+        await for_each(batches, embed, at_once=min(self.max_concurrency, len(batches)))
         return pieces.joined(vectors)
 
     async def aclose(self) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from llmemory.embedding.base import Embedder, embed_checked
+from llmemory.concurrency.tasks import for_each
+from llmemory.embedding.base import Embedder, concurrency_of, embed_checked
 from llmemory.errors import (
     DimensionMismatch,
     EmbeddingError,
@@ -45,34 +47,40 @@ class PartlyEmbedded:
 async def embed_what_is_possible(
     embedder: Embedder, texts: Sequence[str], *, batch_size: int
 ) -> PartlyEmbedded:
-    """Embed documents' texts batch by batch, and halve a batch that is refused.
+    """Embed documents' texts in batches, and halve a batch that is refused.
 
     So a text that the embedder refuses is found, and costs no other its vector. An embedder that
     does not answer, or refuses whatever it gets, ends it.
     """
     found = PartlyEmbedded()
     starts = range(0, len(texts), batch_size)
-    to_do = [(start, min(start + batch_size, len(texts))) for start in reversed(starts)]
-    while to_do:
-        start, end = to_do.pop()
-        try:
-            made = await embed_checked(
-                embedder, texts[start:end], purpose="document", batch_size=batch_size
-            )
-        except (EmbeddingError, ValidationError) as error:
-            if _is_about_texts(error) and end - start > 1:
-                middle = (start + end) // 2
-                to_do += [(middle, end), (start, middle)]
-                continue
-            found.errors.update(dict.fromkeys(range(start, end), error))
-            if not _is_about_texts(error):
-                found.error = error
-                break
-            if len(found.errors) >= MOST_REFUSALS and not found.numbers:
-                break
-        else:
-            found.vectors.append(made)
-            found.numbers.extend(range(start, end))
+
+    async def embed(start: int) -> None:
+        to_do = [(start, min(start + batch_size, len(texts)))]
+        while to_do:
+            start, end = to_do.pop()
+            try:
+                made = await embed_checked(
+                    embedder, texts[start:end], purpose="document", batch_size=batch_size
+                )
+            except (EmbeddingError, ValidationError) as error:
+                if _is_about_texts(error) and end - start > 1:
+                    middle = (start + end) // 2
+                    to_do += [(middle, end), (start, middle)]
+                    continue
+                found.errors.update(dict.fromkeys(range(start, end), error))
+                if not _is_about_texts(error):
+                    found.error = error
+                    raise
+                if len(found.errors) >= MOST_REFUSALS and not found.numbers:
+                    raise
+            else:
+                found.vectors.append(made)
+                found.numbers.extend(range(start, end))
+
+    at_once = min(concurrency_of(embedder), len(starts))
+    with suppress(EmbeddingError, ValidationError):
+        await for_each(starts, embed, at_once=at_once)
     return found
 
 

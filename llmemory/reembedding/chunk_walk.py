@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -83,7 +83,7 @@ class ChunkWalk:
         """
         await self._maintenance.check_owner()
 
-    async def _pages(self, connection: AsyncConnection) -> AsyncIterator[Page]:
+    async def _pages(self, connection: AsyncConnection) -> AsyncGenerator[Page]:
         """Yield all chunks page by page."""
         with translated_errors():
             counted = await connection.execute(spaces_sql.count_chunks(self._tables))

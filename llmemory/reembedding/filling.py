@@ -5,21 +5,24 @@ What is done is in the tables only. A run that was broken off is gone on with by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 from uuid import UUID
 
+import anyio
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from llmemory.concurrency.tasks import for_each
 from llmemory.database import binary_copy
 from llmemory.database.copying import copy_rows
 from llmemory.database.driver_errors import translated_errors
 from llmemory.database.engines import Database
 from llmemory.database.session_lock import session_lock
-from llmemory.embedding.base import Embedder, embed_checked
+from llmemory.embedding.base import Embedder, concurrency_of, embed_checked
 from llmemory.embedding.contexts import Contexts
 from llmemory.embedding.text import ChunkToEmbed
 from llmemory.errors import ConflictError
@@ -62,6 +65,14 @@ class Filled:
     indexes: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Chunks without a vector, and the part of a page that they are all of."""
+
+    page: Page
+    chunks: Sequence[Row[Any]]
+
+
 class Reembedding(ChunkWalk):
     """One run that fills the space of an embedder and makes it the default."""
 
@@ -78,6 +89,7 @@ class Reembedding(ChunkWalk):
         self._embedder = embedder
         self._contexts = contexts
         self._identity = identity_of(embedder)
+        self._reading_or_writing = anyio.Lock()
 
     async def run(self) -> Filled:
         """Fill the space, build its indexes and switch; of several runs one works at a time.
@@ -127,28 +139,47 @@ class Reembedding(ChunkWalk):
 
     async def _fill(self, connection: AsyncConnection, space: StoredSpace, step: str) -> int:
         """Make the vectors that are missing now; return how many."""
-        made = 0
-        async for page in self._pages(connection):
-            async with self._by_keys() as reader:
-                missing = (
-                    await reader.execute(
-                        sql.missing_chunks(self._tables), self._in_space(page, space)
-                    )
-                ).all()
-            after, size = page.after, self._settings.embedding_batch_size
-            for start in range(0, len(missing), size):
-                batch = missing[start : start + size]
-                last = Key(batch[-1].owner_id, batch[-1].chunk_id)
-                made += await self._embed(space, replace(page, after=after, last=last), batch)
-                after = last
-                done = page.done + page.chunks * (start + len(batch)) // len(missing)
-                self._report(step, str(space), done, page.total)
-            self._report(step, str(space), page.end, page.total)
+        made = done = 0
+
+        async def embed(batch: _Batch) -> None:
+            nonlocal made, done
+            written = await self._embed(space, batch) if batch.chunks else 0
+            made += written
+            done += batch.page.chunks
+            self._report(step, str(space), done, max(done, batch.page.total))
+
+        async with aclosing(self._batches(connection, space)) as batches:
+            await for_each(batches, embed, at_once=concurrency_of(self._embedder))
         return made
 
-    async def _embed(self, space: StoredSpace, page: Page, chunks: Sequence[Row[Any]]) -> int:
+    async def _batches(
+        self, connection: AsyncConnection, space: StoredSpace
+    ) -> AsyncGenerator[_Batch]:
+        """Yield the chunks that have no vector, a page in parts that the embedder takes."""
+        async with aclosing(self._pages(connection)) as pages:
+            async for page in pages:
+                # With a connection each for reading and writing, the run would hold three.
+                async with self._reading_or_writing, self._by_keys() as reader:
+                    statement = sql.missing_chunks(self._tables)
+                    found = await reader.execute(statement, self._in_space(page, space))
+                    missing = found.all()
+                for batch in self._parts(page, missing):
+                    yield batch
+
+    def _parts(self, page: Page, missing: Sequence[Row[Any]]) -> Iterator[_Batch]:
+        if not missing:
+            yield _Batch(page, ())
+        after, done, size = page.after, 0, self._settings.embedding_batch_size
+        for start in range(0, len(missing), size):
+            chunks = missing[start : start + size]
+            last = Key(chunks[-1].owner_id, chunks[-1].chunk_id)
+            end = page.chunks * (start + len(chunks)) // len(missing)
+            yield _Batch(replace(page, after=after, last=last, chunks=end - done), chunks)
+            after, done = last, end
+
+    async def _embed(self, space: StoredSpace, batch: _Batch) -> int:
         """Embed chunks outside any transaction, and write in one what is still wanted."""
-        text_of = list(await self._texts(chunks))
+        text_of = list(await self._texts(batch.chunks))
         texts = list(dict.fromkeys(text_of))
         vectors = await embed_checked(
             self._embedder, texts, purpose="document", batch_size=len(texts)
@@ -156,11 +187,11 @@ class Reembedding(ChunkWalk):
         numbers = {text: number for number, text in enumerate(texts)}
         rows = {
             Key(chunk.owner_id, chunk.chunk_id): numbers[text]
-            for chunk, text in zip(chunks, text_of, strict=True)
+            for chunk, text in zip(batch.chunks, text_of, strict=True)
         }
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return await self._write(space, page, rows, vectors)
+                return await self._write(space, batch.page, rows, vectors)
             except ConflictError as error:
                 # A chunk was deleted just now, or another process made its vector.
                 if error.sqlstate is None or attempt == ATTEMPTS:
@@ -171,7 +202,7 @@ class Reembedding(ChunkWalk):
         """Return what the embedder is given for each of `chunks`."""
         contents: dict[tuple[str, UUID], str] = {}
         if self._contexts.are_made:
-            async with self._database.connect() as connection:
+            async with self._reading_or_writing, self._database.connect() as connection:
                 for owner_id, group in groupby(chunks, key=lambda chunk: chunk.owner_id):
                     ids = {chunk.document_id for chunk in group}
                     found = await connection.execute(
@@ -195,7 +226,7 @@ class Reembedding(ChunkWalk):
     async def _write(
         self, space: StoredSpace, page: Page, rows: dict[Key, int], vectors: HalfVectors
     ) -> int:
-        async with self._by_keys() as connection:
+        async with self._reading_or_writing, self._by_keys() as connection:
             await self._hold(connection, space)
             found = await connection.execute(
                 sql.missing_keys(self._tables), self._in_space(page, space)

@@ -26,7 +26,7 @@ from llmemory import (
     StorageUnavailable,
     ValidationError,
 )
-from llmemory.documents import writer
+from llmemory.documents import bulk, writer
 
 pytestmark = pytest.mark.anyio
 
@@ -183,6 +183,27 @@ async def test_it_goes_on_after_bad_documents_if_asked(
     assert rows(driver_url)["documents"] == 596
     assert not broken_documents(driver_url)
     assert (seen[-1].documents, seen[-1].failed) == (600, 4)
+
+
+async def test_bad_documents_beside_others_that_are_embedded_at_once(
+    make_memory: MakeMemory, driver_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "BATCH_DOCUMENTS", 10)
+    embedder = Particular(ProviderRejected("The input is too long.", status=400))
+    embedder.max_concurrency = 5  # type: ignore[attr-defined]
+    memory = make_memory(driver_url, embedder=embedder, settings=Settings(embedding_batch_size=4))
+    documents = numbered(range(200))
+    bad = {3, 4, 77, 110, 199}
+    for number in bad:
+        documents[number]["content"] = f"This is poison, number {number}."
+    results = await memory.add_documents(iter(documents), on_error="collect")
+    assert {n for n, result in enumerate(results) if result.status == "failed"} == bad
+    assert [result.document_name for result in results] == [f"Document {n}" for n in range(200)]
+    assert not broken_documents(driver_url)
+    before = embedder.texts
+    again = await memory.add_documents(iter(documents), on_error="collect")
+    assert {n for n, result in enumerate(again) if result.status != "unchanged"} == bad
+    assert embedder.texts == before
 
 
 async def test_without_asking_it_ends_at_the_first(memory: AsyncMemory, database_url: str) -> None:

@@ -146,6 +146,7 @@ class OpenAIServer:
         script: How the next requests are answered, one each; the rest is answered well.
         most_at_once: Most requests that were worked on at the same time.
         open_connections: Connections now.
+        least_at_once: So many requests must be worked on before the first of them is answered.
     """
 
     def __init__(self, *, latency_s: float = 0.0, connections: int = 1000, port: int = 0) -> None:
@@ -155,6 +156,7 @@ class OpenAIServer:
         self.script: deque[Behaviour] = deque()
         self.most_at_once = 0
         self.open_connections = 0
+        self.least_at_once = 0
         self._at_once = 0
         self._port = port
         self._listening = threading.Event()
@@ -190,6 +192,7 @@ class OpenAIServer:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._allowed = asyncio.Semaphore(self._connections)
+        self._are_together = asyncio.Event()
         server = await asyncio.start_server(self._connected, "127.0.0.1", self._port, limit=2**24)
         self._port = server.sockets[0].getsockname()[1]
         self._listening.set()
@@ -215,6 +218,9 @@ class OpenAIServer:
         try:
             behave = self.script.popleft() if self.script else well
             reply = behave(request)
+            if self._at_once >= self.least_at_once:
+                self._are_together.set()
+            await self._are_together.wait()
             await asyncio.sleep(self._latency_s + reply.silence_s)
             await _write(reply, writer)
             return not reply.is_cut

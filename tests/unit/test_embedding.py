@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 
@@ -19,7 +20,7 @@ from llmemory import (
     StorageError,
 )
 from llmemory.embedding import static
-from llmemory.embedding.base import embed_checked, provider_of
+from llmemory.embedding.base import checked_embedder, embed_checked, provider_of
 from llmemory.embedding.partial import MOST_REFUSALS, embed_what_is_possible, reason_of
 
 pytestmark = pytest.mark.anyio
@@ -185,6 +186,47 @@ async def test_batches() -> None:
     empty = await embed_checked(embedder, [], purpose="document", batch_size=10)
     assert empty.shape == (0, 3)
     assert embedder.sizes == [10, 10, 5]
+
+
+class Counting(HashEmbedder):
+    """Counts the calls that are under way, each of which waits for the others."""
+
+    max_concurrency = 3
+
+    def __init__(self) -> None:
+        super().__init__(dimensions=4)
+        self.at_once: list[int] = []
+        self.under_way = 0
+
+    async def embed(self, texts: Any, *, purpose: Any) -> Any:
+        self.under_way += 1
+        await anyio.wait_all_tasks_blocked()
+        self.at_once.append(self.under_way)
+        self.under_way -= 1
+        return await super().embed(texts, purpose=purpose)
+
+
+async def test_batches_at_once() -> None:
+    expected = await embed_checked(HashEmbedder(4), TEXTS, purpose="document", batch_size=100)
+    embedder = Counting()
+    turns = anyio.CapacityLimiter(3)
+    vectors = await embed_checked(embedder, TEXTS, purpose="document", batch_size=10, turns=turns)
+    assert np.array_equal(vectors, expected)
+    assert max(embedder.at_once) == 3
+    embedder = Counting()
+    found = await embed_what_is_possible(embedder, TEXTS, batch_size=10)
+    assert np.array_equal(np.concatenate(found.vectors), expected[found.numbers])
+    assert sorted(found.numbers) == list(range(100))
+    assert max(embedder.at_once) == 3
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, True, "2", 10_000])
+def test_an_unusable_number_of_calls(number: Any) -> None:
+    embedder = HashEmbedder()
+    assert checked_embedder(embedder) is embedder
+    embedder.max_concurrency = number  # type: ignore[attr-defined]
+    with pytest.raises(ConfigurationError, match="max_concurrency must be 1 to 1000"):
+        checked_embedder(embedder)
 
 
 def test_the_providers_name() -> None:
