@@ -29,6 +29,7 @@ from llmemory.errors import (
     SchemaTooNew,
     StorageError,
     StorageUnavailable,
+    TextsRefused,
     ValidationError,
 )
 from llmemory.guide import AwordMemory
@@ -113,6 +114,7 @@ __all__ = [
     "StaticEmbedder",
     "StorageError",
     "StorageUnavailable",
+    "TextsRefused",
     "ValidationError",
 ]
 

@@ -19,6 +19,7 @@
     └── EmbeddingError              the embedder failed
         ├── ProviderUnavailable     it did not answer; trying again later helps
         ├── ProviderRejected        it refused the request
+        ├── TextsRefused            it refused texts of some documents, when all were embedded anew
         └── DimensionMismatch       it returned vectors of the wrong length
 
 No driver or HTTP exception leaves the library; the original one is the ``__cause__``.
@@ -26,6 +27,8 @@ Messages never hold passwords, keys or document text.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 __all__ = [
     "ClosedError",
@@ -45,6 +48,7 @@ __all__ = [
     "SchemaTooNew",
     "StorageError",
     "StorageUnavailable",
+    "TextsRefused",
     "ValidationError",
 ]
 
@@ -199,6 +203,23 @@ class ProviderRejected(EmbeddingError):
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class TextsRefused(EmbeddingError):
+    """The embedder refused texts of some documents; all other vectors were made and are kept.
+
+    Mend or delete these documents and call ``reembed`` again, which asks for what is missing
+    only, or let it go without these vectors: ``skip_refused=True``.
+
+    Attributes:
+        reasons: Why, and for which chunks of the document, by ``(owner_id, document_id)``.
+    """
+
+    def __init__(
+        self, message: str, *, reasons: Mapping[tuple[str, str], str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.reasons = dict(reasons or {})
 
 
 class DimensionMismatch(EmbeddingError):

@@ -450,6 +450,7 @@ class ReembedResult(_Value):
         embeddings_created: Vectors made by this call.
         indexes_built: HNSW indexes made before the switch.
         embeddings_dropped: Vectors of other models deleted by this call.
+        documents_refused: Documents with texts that the embedder refuses; their jobs say why.
     """
 
     space_id: int
@@ -457,6 +458,7 @@ class ReembedResult(_Value):
     embeddings_created: int
     indexes_built: int
     embeddings_dropped: int = 0
+    documents_refused: int = 0
 
 
 class MaintenanceProgress(_Value):

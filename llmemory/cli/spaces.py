@@ -17,7 +17,7 @@ from llmemory.cli.terminal import (
 __all__ = ["drop_space", "reembed", "spaces"]
 
 
-def reembed(*, drop_old: bool = False, settings: GivenSettings) -> None:
+def reembed(*, drop_old: bool = False, skip_refused: bool = False, settings: GivenSettings) -> None:
     """Make the vectors of the configured model, for all owners, then switch to them.
 
     Searches and additions go on with the former model meanwhile. Stopped at any point and started
@@ -25,11 +25,16 @@ def reembed(*, drop_old: bool = False, settings: GivenSettings) -> None:
 
     Args:
         drop_old: Delete the vectors of the former models then, for good.
+        skip_refused: Switch even if the model refuses texts; "jobs list" says which documents are
+            found by their words only then.
         settings: What the global options and the environment say.
     """
     with progress_bar() as show:
         result = with_memory(
-            settings, lambda memory: memory.reembed(drop_old=drop_old, on_progress=show)
+            settings,
+            lambda memory: memory.reembed(
+                drop_old=drop_old, skip_refused=skip_refused, on_progress=show
+            ),
         )
     print_values(result)
 

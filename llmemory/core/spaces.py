@@ -7,7 +7,8 @@ from typing import Any
 
 from llmemory.core.lifecycle import Lifecycle
 from llmemory.embedding.base import Embedder, checked_embedder
-from llmemory.errors import ValidationError
+from llmemory.embedding.partial import is_about_texts
+from llmemory.errors import EmbeddingError, ValidationError
 from llmemory.queue.jobs import requeue_jobs
 from llmemory.queue.processing import Queue
 from llmemory.reembedding.filling import Reembedding
@@ -24,6 +25,7 @@ class Spaces(Lifecycle):
         embedder: Embedder | None = None,
         *,
         drop_old: bool = False,
+        skip_refused: bool = False,
         on_progress: Callable[[MaintenanceProgress], Any] | None = None,
     ) -> ReembedResult:
         """Make the vectors of another model for all owners, then use them from one moment on.
@@ -40,9 +42,12 @@ class Spaces(Lifecycle):
             embedder: The new one; the memory does not close it. None takes the memory's own, such
                 as one that the settings name while the schema still has vectors of another.
             drop_old: Whether to delete the vectors of every other model then, for good.
+            skip_refused: Whether to switch although the embedder refuses texts. Their documents
+                are found by words, and have failed jobs that say why.
             on_progress: Called at each step, with chunks done and to do.
 
         Raises:
+            TextsRefused: The embedder refused texts; all other vectors were made and are kept.
             EmbeddingError: The embedder failed; the vectors made before are kept.
             ConfigurationError: The role does not own the tables.
             ConflictError: Somebody dropped the new vectors meanwhile.
@@ -53,7 +58,9 @@ class Spaces(Lifecycle):
         async with self._opening_alone():
             await self._migrate()
         parts = (self._database, self._tables)
-        run = Reembedding(*parts, given, self._contexts, self.settings, on_progress)
+        run = Reembedding(
+            *parts, given, self._contexts, self.settings, on_progress, skip_refused=skip_refused
+        )
         await run.check_owner()
         filled = await run.run()
         async with self._opening_alone():
@@ -63,7 +70,11 @@ class Spaces(Lifecycle):
         async with self._database.transaction() as connection:
             await requeue_jobs(connection, self._tables, space_id=filled.space.space_id)
         queue = Queue(*parts, given, filled.space, self._contexts, self.settings)
-        await queue.drain(None, None)
+        try:
+            await queue.drain(None, None)
+        except EmbeddingError as error:
+            if not (skip_refused and is_about_texts(error)):
+                raise
         dropped = 0
         if drop_old:
             async with self._database.connect() as connection:
@@ -78,6 +89,7 @@ class Spaces(Lifecycle):
             embeddings_created=filled.vectors,
             indexes_built=filled.indexes,
             embeddings_dropped=dropped,
+            documents_refused=filled.refused,
         )
 
     async def list_spaces(self) -> list[EmbeddingSpaceStatus]:

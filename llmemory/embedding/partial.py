@@ -19,10 +19,19 @@ from llmemory.errors import (
 )
 from llmemory.types import HalfVectors
 
-__all__ = ["PartlyEmbedded", "embed_what_is_possible", "reason_of"]
+__all__ = [
+    "PartlyEmbedded",
+    "embed_all_but_refused",
+    "embed_what_is_possible",
+    "is_about_texts",
+    "reason_of",
+    "shortened",
+]
 
 # So many single texts refused and none taken: the others are better tried among others.
 MOST_REFUSALS = 16
+# What no embedder refuses that works.
+PLAIN_TEXT = "text"
 # The key, the address or the account is wrong, whatever the text.
 _UNRELATED_TO_TEXT = frozenset({401, 402, 403, 404, 429})
 
@@ -44,8 +53,32 @@ class PartlyEmbedded:
     error: LLMemoryError | None = None
 
 
+async def embed_all_but_refused(embedder: Embedder, texts: Sequence[str]) -> PartlyEmbedded:
+    """Embed documents' texts, at most a batch, but for those that the embedder refuses.
+
+    Where it takes none of them, a plain text tells whose fault that is.
+
+    Raises:
+        EmbeddingError: The embedder does not answer, or refuses whatever it gets.
+    """
+    made = await embed_what_is_possible(embedder, texts, batch_size=len(texts))
+    if made.error is None and not made.numbers:
+        await embed_checked(embedder, [PLAIN_TEXT], purpose="document", batch_size=1)
+        if len(made.errors) < len(texts):
+            made = await embed_what_is_possible(
+                embedder, texts, batch_size=len(texts), most_refusals=len(texts)
+            )
+    if made.error is not None:
+        raise made.error
+    return made
+
+
 async def embed_what_is_possible(
-    embedder: Embedder, texts: Sequence[str], *, batch_size: int
+    embedder: Embedder,
+    texts: Sequence[str],
+    *,
+    batch_size: int,
+    most_refusals: int = MOST_REFUSALS,
 ) -> PartlyEmbedded:
     """Embed documents' texts in batches, and halve a batch that is refused.
 
@@ -64,15 +97,15 @@ async def embed_what_is_possible(
                     embedder, texts[start:end], purpose="document", batch_size=batch_size
                 )
             except (EmbeddingError, ValidationError) as error:
-                if _is_about_texts(error) and end - start > 1:
+                if is_about_texts(error) and end - start > 1:
                     middle = (start + end) // 2
                     to_do += [(middle, end), (start, middle)]
                     continue
                 found.errors.update(dict.fromkeys(range(start, end), error))
-                if not _is_about_texts(error):
+                if not is_about_texts(error):
                     found.error = error
                     raise
-                if len(found.errors) >= MOST_REFUSALS and not found.numbers:
+                if len(found.errors) >= most_refusals and not found.numbers:
                     raise
             else:
                 found.vectors.append(made)
@@ -84,7 +117,8 @@ async def embed_what_is_possible(
     return found
 
 
-def _is_about_texts(error: LLMemoryError) -> bool:
+def is_about_texts(error: LLMemoryError) -> bool:
+    """Return whether `error` is about what was to be embedded, not about the embedder."""
     if isinstance(error, ProviderRejected):
         return error.status not in _UNRELATED_TO_TEXT
     return not isinstance(error, ProviderUnavailable | DimensionMismatch)
@@ -105,6 +139,12 @@ def reason_of(error: LLMemoryError) -> str:
     if error.__cause__ is not None:
         facts.append(f"caused by {type(error.__cause__).__name__}")
     return f"{_SENTENCES[_kind(error)]} ({', '.join(facts)})."
+
+
+def shortened(positions: Sequence[int], most: int = 5) -> str:
+    """Write the first of `positions`, and how many more there are."""
+    shown = ", ".join(map(str, positions[:most]))
+    return shown if len(positions) <= most else f"{shown} and {len(positions) - most} more"
 
 
 _SENTENCES: dict[type[LLMemoryError], str] = {

@@ -16,7 +16,12 @@ import anyio
 from llmemory.database.engines import Database
 from llmemory.embedding.base import Embedder
 from llmemory.embedding.contexts import Contexts
-from llmemory.embedding.partial import PartlyEmbedded, embed_what_is_possible, reason_of
+from llmemory.embedding.partial import (
+    PartlyEmbedded,
+    embed_what_is_possible,
+    reason_of,
+    shortened,
+)
 from llmemory.errors import (
     LLMemoryError,
     ProviderUnavailable,
@@ -331,11 +336,6 @@ def _reasons(chunks: Sequence[Chunk], made: PartlyEmbedded) -> dict[UUID, str]:
         errors.setdefault(chunk.document_id, error)
         found.setdefault(chunk.document_id, []).append(chunk.position)
     return {
-        document_id: f"{reason_of(error)} Chunks: {_shortened(found[document_id])}."
+        document_id: f"{reason_of(error)} Chunks: {shortened(found[document_id])}."
         for document_id, error in errors.items()
     }
-
-
-def _shortened(positions: Sequence[int], most: int = 5) -> str:
-    shown = ", ".join(map(str, positions[:most]))
-    return shown if len(positions) <= most else f"{shown} and {len(positions) - most} more"

@@ -22,13 +22,15 @@ from llmemory.database.copying import copy_rows
 from llmemory.database.driver_errors import translated_errors
 from llmemory.database.engines import Database
 from llmemory.database.session_lock import session_lock
-from llmemory.embedding.base import Embedder, concurrency_of, embed_checked
+from llmemory.embedding.base import Embedder, concurrency_of
 from llmemory.embedding.contexts import Contexts
+from llmemory.embedding.partial import embed_all_but_refused
 from llmemory.embedding.text import ChunkToEmbed
 from llmemory.errors import ConflictError
 from llmemory.maintenance import OnProgress
 from llmemory.models import Tables
 from llmemory.reembedding.chunk_walk import ChunkWalk, Key, Page
+from llmemory.reembedding.refusals import Refusal, Refusals
 from llmemory.settings import Settings
 from llmemory.spaces import (
     FED,
@@ -57,12 +59,15 @@ class Filled:
         replaced: Number of the space that was the default before; None if it was the same.
         vectors: Vectors that were made.
         indexes: HNSW indexes that were built.
+        refused: Documents that have a job instead of vectors, as the embedder refuses texts of
+            theirs.
     """
 
     space: Space
     replaced: int | None
     vectors: int
     indexes: int
+    refused: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +89,16 @@ class Reembedding(ChunkWalk):
         contexts: Contexts,
         settings: Settings,
         on_progress: OnProgress | None = None,
+        *,
+        skip_refused: bool = False,
     ) -> None:
         super().__init__(database, tables, settings, on_progress)
         self._embedder = embedder
         self._contexts = contexts
         self._identity = identity_of(embedder)
         self._reading_or_writing = anyio.Lock()
+        self._skip_refused = skip_refused
+        self._refusals = Refusals()
 
     async def run(self) -> Filled:
         """Fill the space, build its indexes and switch; of several runs one works at a time.
@@ -99,6 +108,7 @@ class Reembedding(ChunkWalk):
 
         Raises:
             EmbeddingError: The embedder failed; the vectors made before are kept.
+            TextsRefused: It refused texts, which are not to be skipped; nothing was switched.
             ConflictError: Somebody dropped the space meanwhile.
         """
         name = f"llmemory reembed {self._tables.schema}"
@@ -108,7 +118,8 @@ class Reembedding(ChunkWalk):
         ):
             space = await self._begin(connection)
             if space.is_default:
-                return Filled(space, None, await self._fill(connection, space, "embedding"), 0)
+                made = await self._fill(connection, space, "embedding")
+                return Filled(space, None, made, 0, await self._leave_jobs(space))
             writers = await self._writers(connection)
             made = await self._fill(connection, space, "embedding")
             # What they wrote has no job: the space could not be seen yet.
@@ -116,8 +127,9 @@ class Reembedding(ChunkWalk):
             made += await self._fill(connection, space, "catching up")
             indexes = await self._maintenance.prepare_space(space.space_id)
             made += await self._fill(connection, space, "catching up")
+            refused = await self._leave_jobs(space)
             replaced = await self._switch(space)
-            return Filled(space, replaced, made, indexes)
+            return Filled(space, replaced, made, indexes, refused)
 
     async def _begin(self, connection: AsyncConnection) -> StoredSpace:
         """Return the space, known to all writers from now on."""
@@ -138,8 +150,14 @@ class Reembedding(ChunkWalk):
         raise ConflictError("Others change the spaces all the time; try again.")
 
     async def _fill(self, connection: AsyncConnection, space: StoredSpace, step: str) -> int:
-        """Make the vectors that are missing now; return how many."""
+        """Make the vectors that are missing now; return how many.
+
+        Raises:
+            TextsRefused: The embedder refused texts, which are not to be skipped.
+        """
         made = done = 0
+        # Asked once, and forgotten once the chunk is gone.
+        known, self._refusals = self._refusals, Refusals()
 
         async def embed(batch: _Batch) -> None:
             nonlocal made, done
@@ -148,21 +166,31 @@ class Reembedding(ChunkWalk):
             done += batch.page.chunks
             self._report(step, str(space), done, max(done, batch.page.total))
 
-        async with aclosing(self._batches(connection, space)) as batches:
+        async with aclosing(self._batches(connection, space, known)) as batches:
             await for_each(batches, embed, at_once=concurrency_of(self._embedder))
+        if self._refusals and not self._skip_refused:
+            raise self._refusals.error()
         return made
 
     async def _batches(
-        self, connection: AsyncConnection, space: StoredSpace
+        self, connection: AsyncConnection, space: StoredSpace, known: Refusals
     ) -> AsyncGenerator[_Batch]:
-        """Yield the chunks that have no vector, a page in parts that the embedder takes."""
+        """Yield the chunks that have no vector, a page in parts that the embedder takes.
+
+        Those that are `known` to be refused still are.
+        """
         async with aclosing(self._pages(connection)) as pages:
             async for page in pages:
                 # With a connection each for reading and writing, the run would hold three.
                 async with self._reading_or_writing, self._by_keys() as reader:
                     statement = sql.missing_chunks(self._tables)
                     found = await reader.execute(statement, self._in_space(page, space))
-                    missing = found.all()
+                    missing = []
+                    for chunk in found:
+                        if (refusal := known.get(key := _key(chunk))) is None:
+                            missing.append(chunk)
+                        else:
+                            self._refusals[key] = refusal
                 for batch in self._parts(page, missing):
                     yield batch
 
@@ -172,7 +200,7 @@ class Reembedding(ChunkWalk):
         after, done, size = page.after, 0, self._settings.embedding_batch_size
         for start in range(0, len(missing), size):
             chunks = missing[start : start + size]
-            last = Key(chunks[-1].owner_id, chunks[-1].chunk_id)
+            last = _key(chunks[-1])
             end = page.chunks * (start + len(chunks)) // len(missing)
             yield _Batch(replace(page, after=after, last=last, chunks=end - done), chunks)
             after, done = last, end
@@ -181,14 +209,21 @@ class Reembedding(ChunkWalk):
         """Embed chunks outside any transaction, and write in one what is still wanted."""
         text_of = list(await self._texts(batch.chunks))
         texts = list(dict.fromkeys(text_of))
-        vectors = await embed_checked(
-            self._embedder, texts, purpose="document", batch_size=len(texts)
-        )
-        numbers = {text: number for number, text in enumerate(texts)}
-        rows = {
-            Key(chunk.owner_id, chunk.chunk_id): numbers[text]
-            for chunk, text in zip(batch.chunks, text_of, strict=True)
-        }
+        made = await embed_all_but_refused(self._embedder, texts)
+        row_of = {texts[number]: row for row, number in enumerate(made.numbers)}
+        errors = {texts[number]: error for number, error in made.errors.items()}
+        rows = {}
+        for chunk, text in zip(batch.chunks, text_of, strict=True):
+            if (error := errors.get(text)) is None:
+                rows[_key(chunk)] = row_of[text]
+            else:
+                refusal = Refusal(chunk.document_id, chunk.position, error)
+                self._refusals[_key(chunk)] = refusal
+        if not rows:
+            return 0
+        import numpy as np
+
+        vectors = np.concatenate(made.vectors)
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return await self._write(space, batch.page, rows, vectors)
@@ -255,6 +290,9 @@ class Reembedding(ChunkWalk):
         if not (space.is_default or held.scalar_one() in FED):
             raise _dropped(space)
 
+    async def _leave_jobs(self, space: StoredSpace) -> int:
+        return await self._refusals.leave_jobs(self._database, self._tables, space, self._settings)
+
     async def _switch(self, space: StoredSpace) -> int | None:
         """Make the space the default, in one transaction; return which one was it."""
         chosen = {"chosen": space.space_id}
@@ -265,6 +303,10 @@ class Reembedding(ChunkWalk):
             if not switched.rowcount:
                 raise _dropped(space)
         return replaced
+
+
+def _key(chunk: Row[Any]) -> Key:
+    return Key(chunk.owner_id, chunk.chunk_id)
 
 
 def _dropped(space: Space) -> ConflictError:

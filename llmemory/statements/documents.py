@@ -305,7 +305,10 @@ def move_chunks(tables: Tables) -> Update:
 
 @lru_cache(maxsize=256)
 def upsert_jobs(tables: Tables) -> Any:
-    """Queue documents of one owner, from arrays of job and document ids."""
+    """Queue documents of one owner, from arrays of job and document ids.
+
+    They count as ``tried`` so often before, 0 if that is not bound.
+    """
     rows = _rows({"job_id": Uuid(), "document_id": Uuid()})
     now = bindparam("now", type_=_TIMESTAMP)
     statement = upsert(tables.embedding_jobs).from_select(
@@ -325,7 +328,7 @@ def upsert_jobs(tables: Tables) -> Any:
             rows.c.document_id,
             cast(bindparam("space", type_=SmallInteger), SmallInteger),
             literal("queued"),
-            literal(0),
+            cast(bindparam("tried", 0, type_=Integer), Integer),
             cast(now, _TIMESTAMP),
             cast(now, _TIMESTAMP),
         ),

@@ -95,7 +95,11 @@ def missing_chunks(tables: Tables) -> AnySelect:
     return (
         _missing(tables)
         .add_columns(
-            chunks.c.document_id, chunks.c.headings, chunks.c.content, documents.c.document_name
+            chunks.c.document_id,
+            chunks.c.position,
+            chunks.c.headings,
+            chunks.c.content,
+            documents.c.document_name,
         )
         .join(
             documents,

@@ -16,6 +16,13 @@ from llmemory import (
     SearchResult,
 )
 
+# Chunks with neither a vector nor a job that will make one.
+HEALED = (
+    "SELECT count(*) FROM llmemory.chunks AS c WHERE NOT EXISTS (SELECT FROM llmemory.embeddings "
+    "AS e WHERE e.owner_id = c.owner_id AND e.chunk_id = c.chunk_id AND e.space_id = {space}) "
+    "AND NOT EXISTS (SELECT FROM llmemory.embedding_jobs AS j WHERE j.owner_id = c.owner_id "
+    "AND j.document_id = c.document_id AND j.space_id = {space})"
+)
 OWNERS = ("acme", "globex", "initech")
 
 

@@ -13,7 +13,7 @@ import anyio.to_thread
 import pytest
 from integration.clusters import LARGE, SETTINGS, ClusteredEmbedder, documents
 from integration.helpers import fetch, paragraphs, rows
-from integration.reembedding import OWNERS, Waiting, corpus, seen, states, under_way
+from integration.reembedding import HEALED, OWNERS, Waiting, corpus, seen, states, under_way
 from plugins.memories import MakeMemory
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
@@ -28,12 +28,6 @@ from llmemory.statements.vector_indexes import index_name
 
 pytestmark = pytest.mark.anyio
 QUERIES = ("rule 7 of section 3", "word21 section", "number 5", "section 11 word700")
-HEALED = (
-    "SELECT count(*) FROM llmemory.chunks AS c WHERE NOT EXISTS (SELECT FROM llmemory.embeddings "
-    "AS e WHERE e.owner_id = c.owner_id AND e.chunk_id = c.chunk_id AND e.space_id = {space}) "
-    "AND NOT EXISTS (SELECT FROM llmemory.embedding_jobs AS j WHERE j.owner_id = c.owner_id "
-    "AND j.document_id = c.document_id AND j.space_id = {space})"
-)
 
 SEARCH = """
 import asyncio, json, sys

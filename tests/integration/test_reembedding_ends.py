@@ -5,13 +5,15 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
-from integration.helpers import fetch, rows, together, until
-from integration.reembedding import Failing, Waiting, corpus, states, under_way
+from integration.helpers import fetch, paragraphs, rows, together, until
+from integration.reembedding import HEALED, OWNERS, Failing, Waiting, corpus, states, under_way
 from plugins.memories import MakeMemory
 
 from llmemory import (
@@ -21,7 +23,9 @@ from llmemory import (
     EmbeddingError,
     HashEmbedder,
     MaintenanceProgress,
+    ProviderRejected,
     Settings,
+    TextsRefused,
     ValidationError,
 )
 
@@ -126,6 +130,67 @@ async def test_an_embedder_that_fails_loses_nothing(make_memory: MakeMemory) -> 
     embedder.after = None
     assert (await memory.reembed(embedder)).embeddings_created == 30
     assert memory.embedder is embedder
+
+
+class Refusing(HashEmbedder):
+    """Refuses texts with a word of some; counts its calls."""
+
+    def __init__(self, dimensions: int, *words: str, error: Exception | None = None) -> None:
+        super().__init__(dimensions)
+        self.words = set(words)
+        self.error = error or ProviderRejected("no", status=400)
+
+    async def embed(self, texts: Sequence[str], *, purpose: Any) -> Any:
+        if any(self.words.intersection(text.split()) for text in texts):
+            raise self.error
+        return await super().embed(texts, purpose=purpose)
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+async def test_refused_texts_cost_no_other_its_vector(
+    make_memory: MakeMemory, database_url: str, at_once: int
+) -> None:
+    memory = make_memory(settings=Settings(embedding_batch_size=16))
+    long = {
+        "owner_id": "acme",
+        "document_name": "long",
+        "content": paragraphs("one", "two", "poison", "three"),
+    }
+    added = await memory.add_documents([*corpus(100), long])
+    former = memory.embedder
+    embedder = Refusing(96, "poison", "word21", "word693")
+    embedder.max_concurrency = at_once  # type: ignore[attr-defined]
+    refused = {(OWNERS[n % 3], added[n].document_id) for n in (3, 99)}
+    refused.add(("acme", added[100].document_id))
+    with pytest.raises(TextsRefused, match="texts of 3 documents") as caught:
+        await memory.reembed(embedder)
+    assert memory.embedder is former
+    assert set(caught.value.reasons) == refused
+
+    _, state, _, missing = (await states(memory))[1]
+    assert (state, missing) == ("filling", 3)
+    assert not await memory.list_jobs()
+
+    # They are asked for again, and a plain text, as it takes none; nothing else is.
+    before = embedder.texts
+    with pytest.raises(TextsRefused):
+        await memory.reembed(embedder)
+    assert embedder.texts == before + 1
+
+    result = await memory.reembed(embedder, skip_refused=True)
+    assert (result.embeddings_created, result.documents_refused) == (0, 3)
+    assert memory.embedder is embedder
+    jobs = await memory.list_jobs()
+    assert {(job.owner_id, job.document_id) for job in jobs} == refused
+    assert {job.state for job in jobs} == {"failed"}
+    assert not fetch(database_url, HEALED.format(space=result.space_id))[0][0]
+
+    # Mended, a document is embedded like any other, and what is missing later is made.
+    await memory.update_document("acme", added[100].document_id, content="Nothing bad.")
+    embedder.words = {"word21"}
+    result = await memory.reembed(skip_refused=True)
+    assert (result.embeddings_created, result.documents_refused) == (1, 1)
+    assert [job.document_id for job in await memory.list_jobs()] == [added[3].document_id]
 
 
 async def test_dropped_vectors_are_not_searched(make_memory: MakeMemory, driver_url: str) -> None:

@@ -21,7 +21,12 @@ from llmemory import (
 )
 from llmemory.embedding import static
 from llmemory.embedding.base import checked_embedder, embed_checked, provider_of
-from llmemory.embedding.partial import MOST_REFUSALS, embed_what_is_possible, reason_of
+from llmemory.embedding.partial import (
+    MOST_REFUSALS,
+    embed_all_but_refused,
+    embed_what_is_possible,
+    reason_of,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -296,6 +301,25 @@ async def test_what_is_not_about_texts_ends_it(error: EmbeddingError) -> None:
     assert found.numbers == list(range(32))
     assert set(found.errors) == set(range(32, 64))
     assert embedder.sizes == [32, 32]
+
+
+async def test_an_embedder_that_takes_a_plain_text_is_asked_for_all_others() -> None:
+    embedder = Refusing(ProviderRejected("no"), *TEXTS[:99])
+    found = await embed_all_but_refused(embedder, TEXTS)
+    assert (len(found.errors), found.numbers) == (99, [99])
+    found = await embed_all_but_refused(embedder, TEXTS[:50])
+    assert (len(found.errors), found.numbers) == (50, [])
+
+
+@pytest.mark.parametrize(
+    "error", [ProviderRejected("no", status=400), ProviderUnavailable("no"), ZeroDivisionError()]
+)
+async def test_one_that_refuses_even_that_has_failed(error: Exception) -> None:
+    embedder = Refusing(error, "text", *TEXTS)
+    with pytest.raises(EmbeddingError) as caught:
+        await embed_all_but_refused(embedder, TEXTS)
+    assert error in (caught.value, caught.value.__cause__)
+    assert len(embedder.sizes) <= 2 * MOST_REFUSALS + 10
 
 
 async def test_an_embedder_that_takes_nothing_is_left_alone() -> None:
