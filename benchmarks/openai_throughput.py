@@ -142,7 +142,10 @@ async def empty_memory(arguments: argparse.Namespace, embedder: Any) -> AsyncIte
     drop = sql_text(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
     async with engine.begin() as connection:
         await connection.execute(drop)
-    settings = Settings(embedding_batch_size=arguments.batch_size, chunk_size=10_000)
+    # An HNSW index is built before another model is used, which has nothing to do with this.
+    settings = Settings(
+        embedding_batch_size=arguments.batch_size, chunk_size=10_000, hnsw_owner_vectors=10**9
+    )
     async with AsyncMemory(
         arguments.database_url, schema=SCHEMA, embedder=embedder, settings=settings
     ) as memory:
