@@ -12,7 +12,8 @@ from llmemory import models
 from llmemory.core.lifecycle import Lifecycle
 from llmemory.database.engines import Session
 from llmemory.documents.bulk import Bulk, Documents, OnError
-from llmemory.documents.writer import Embed, Writer
+from llmemory.documents.planner import Embed
+from llmemory.documents.writer import Writer
 from llmemory.errors import ValidationError
 from llmemory.files import reading as files
 from llmemory.maintenance import analyze_after_bulk
@@ -79,7 +80,7 @@ class Adding(Lifecycle):
             "language": language,
         }
         writer = await self._writer()
-        checked = await writer.check(document)
+        checked = await writer.planner.check(document)
         (result,) = await writer.write([checked], embed=_embed(embed, session), session=session)
         return result
 

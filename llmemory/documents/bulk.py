@@ -24,7 +24,8 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from llmemory.concurrency.tasks import task_group
 from llmemory.database.engines import Session
-from llmemory.documents.writer import Embed, Planned, Prepared, Writer
+from llmemory.documents.planner import Embed, Planned, Prepared
+from llmemory.documents.writer import Writer
 from llmemory.errors import (
     DimensionMismatch,
     EmbeddingError,
@@ -123,7 +124,7 @@ class Bulk:
 
     def _check_all(self, documents: Sequence[NewDocument | Mapping[str, Any]]) -> None:
         for index, document in enumerate(documents):
-            self._writer.check_now(document, index)
+            self._writer.planner.check_now(document, index)
 
     async def _run_at_once(self, documents: Documents) -> None:
         """Run the stages at once; what each holds is bounded, and so is memory."""
@@ -182,7 +183,7 @@ class Bulk:
                 await self._write(batch, prepared)
 
     async def _plan(self, batch: _Batch, before: Prepared | None = None) -> Planned:
-        return await self._writer.plan(
+        return await self._writer.planner.plan(
             batch.documents, embed=self._embed, session=self._session, before=before
         )
 
@@ -281,7 +282,7 @@ class Bulk:
                 place = len(self._results)
                 self._results.append(None)
                 try:
-                    checked = await self._writer.check(document, place)
+                    checked = await self._writer.planner.check(document, place)
                 except ValidationError as error:
                     if not self._collects:
                         raise

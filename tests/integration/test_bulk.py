@@ -26,7 +26,7 @@ from llmemory import (
     StorageUnavailable,
     ValidationError,
 )
-from llmemory.documents import bulk, writer
+from llmemory.documents import bulk, planner
 
 pytestmark = pytest.mark.anyio
 
@@ -75,8 +75,8 @@ async def test_one_batch_is_written_and_one_split_while_one_is_embedded(
         split.append(document.document_name)
         return plan_document(document, *others)
 
-    plan_document = writer.plan_document
-    monkeypatch.setattr(writer, "plan_document", plan)
+    plan_document = planner.plan_document
+    monkeypatch.setattr(planner, "plan_document", plan)
     memory = make_memory(embedder=gate, settings=Settings(embedding_batch_size=BATCH))
     async with anyio.create_task_group() as group:
 
