@@ -20,19 +20,26 @@ PYPROJECT = load_toml("pyproject.toml")
 PYTHONS = ["3.11", "3.12", "3.13"]
 THROUGH_SQLALCHEMY = (
     "built_documents",
+    "callers_engines",
     "connections",
     "documents",
     "event_loops",
     "maintenance",
     "models",
     "plans",
+    "pools_of_asyncpg",
     "search",
+    "search_filters",
     "search_statement",
     "shared_pools",
+    "stored_documents",
     "transactions",
 )
 # By the driver that is used where a test names none.
-THROUGH_A_POOLER = {"asyncpg": ("memory", "search"), "psycopg": ("documents", "external_id")}
+THROUGH_A_POOLER = {
+    "asyncpg": ("memory", "search", "search_filters"),
+    "psycopg": ("documents", "stored_documents", "external_id", "external_id_at_once"),
+}
 UNWANTED = {"langchain", "langchain-core", "openai", "torch", "transformers"}
 
 nox.needs_version = ">=2025.2.9"
