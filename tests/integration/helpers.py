@@ -15,6 +15,8 @@ from psycopg import sql
 from llmemory import AsyncMemory, HashEmbedder
 
 TABLES = ("documents", "chunks", "embeddings", "embedding_jobs", "lexical_statistics")
+# What hangs takes as long, and nothing else on the slowest machine.
+PATIENCE_S = 120.0
 WRITES = ("INSERT", "UPDATE", "DELETE", "COPY")
 
 
@@ -129,14 +131,14 @@ async def together(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
     return results
 
 
-async def until(is_so: Callable[[], Any], *, within_s: float = 20) -> None:
+async def until(is_so: Callable[[], Any], *, within_s: float = PATIENCE_S) -> None:
     """Wait for what another process or the server is about to do."""
     with anyio.fail_after(within_s):
         while not is_so():  # noqa: ASYNC110 - nobody here can set an event
             await anyio.sleep(0.01)
 
 
-def wait_until(is_so: Callable[[], Any], *, within_s: float = 30) -> None:
+def wait_until(is_so: Callable[[], Any], *, within_s: float = PATIENCE_S) -> None:
     """Do what ``until`` does, where no event loop runs."""
     deadline = time.monotonic() + within_s
     while not is_so():

@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+from integration.helpers import PATIENCE_S
 
 from llmemory import (
     AsyncMemory,
@@ -83,7 +84,7 @@ async def under_way(memory: AsyncMemory, embedder: Waiting) -> AsyncIterator[Non
     """Have reembed wait for its embedder within the block, and end after it."""
     async with anyio.create_task_group() as group:
         group.start_soon(memory.reembed, embedder)
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE_S):
             await embedder.arrived.wait()
         yield
         embedder.gate.set()

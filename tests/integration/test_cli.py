@@ -10,12 +10,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from integration.helpers import wait_until
+from integration.helpers import PATIENCE_S, wait_until
 from plugins.command_line import Run, command, environment, ids, in_terminal, one_line
 
 import llmemory
-
-pytestmark = pytest.mark.timeout(180)
 
 
 def test_help_and_version_need_no_database() -> None:
@@ -205,7 +203,7 @@ def test_ctrl_c_is_quiet_and_closes_the_connection(
             )
             wait_until(lambda: waiting() == ["Lock"])
             process.send_signal(signal.SIGINT)
-            output, problems = process.communicate(timeout=30)
+            output, problems = process.communicate(timeout=PATIENCE_S)
         assert (process.returncode, output, problems) == (130, b"", b"")
         wait_until(lambda: waiting() == [])
 

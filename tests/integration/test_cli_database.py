@@ -15,8 +15,6 @@ from plugins.command_line import Run, command, environment, ids, in_terminal, on
 
 from llmemory.schema import migrate
 
-pytestmark = pytest.mark.timeout(180)
-
 
 def test_health(run: Run, empty_database_url: str) -> None:
     assert json.loads(run("health", "--json").stdout)["healthy"] is True

@@ -12,8 +12,6 @@ from plugins.command_line import Run, ids, one_line
 
 UNKNOWN_ID = "0199c1c4-3f6f-7cc3-9a51-1a2b3c4d5e6f"
 
-pytestmark = pytest.mark.timeout(180)
-
 
 def test_a_folder_is_added_and_found(run: Run, notes: Path) -> None:
     assert run("add", notes).stdout == "2 created, 0 replaced, 0 unchanged, 0 failed\n"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from integration.helpers import PATIENCE_S
 from plugins.embedded_processes import (
     CLIENT,
     ENVIRONMENT,
@@ -152,7 +153,7 @@ def test_shell_pipeline_ends(base: Path) -> None:
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=15,
+        timeout=PATIENCE_S,
         check=True,
     )
     assert result.stdout.startswith("postgresql://")
@@ -165,7 +166,7 @@ def test_interrupt_of_the_terminal_spares_the_server(base: Path) -> None:
         url = interrupted.line()
         other.line()
         os.killpg(interrupted.process.pid, signal.SIGINT)
-        interrupted.process.wait(15)
+        interrupted.process.wait(PATIENCE_S)
         assert query(url) == 1
         other.finish()
     assert stopped(folder)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from integration.helpers import fetch
+from integration.helpers import PATIENCE_S, fetch
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from llmemory import (
@@ -128,7 +128,7 @@ def run(script: str, url: str, **options: Any) -> subprocess.CompletedProcess[st
         [sys.executable, "-W", "error", "-c", PREAMBLE + script, url],
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=PATIENCE_S,
         check=False,
         **options,
     )

@@ -120,17 +120,19 @@ class TestTurns:
 
 class TestLeases:
     async def test_a_lease_is_kept_while_its_worker_lives(
-        self, make_memory: MakeMemory, database_url: str
+        self, make_memory: MakeMemory, database_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         embedder = GatedEmbedder()
-        settings = Settings(job_lease_s=0.3)
+        monkeypatch.setattr(queue, "RENEWALS_A_LEASE", 600)
+        settings = Settings(job_lease_s=60)
         memory, other = (make_memory(embedder=embedder, settings=settings) for _ in range(2))
         await leave(memory, "acme", "A text.")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(memory.process_pending_embeddings)
             await embedder.arrived.wait()
-            for _ in range(4):
-                await anyio.sleep(0.2)
+            for _ in range(3):
+                before = jobs(database_url, "leased_until")
+                await until(lambda before=before: jobs(database_url, "leased_until") > before)  # type: ignore[misc]
                 assert await other.process_pending_embeddings() == 0
             assert (await memory.get_statistics("acme")).queue.running == 1
             embedder.gate.set()

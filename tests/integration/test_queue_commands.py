@@ -7,14 +7,12 @@ import signal
 from typing import Any
 
 import pytest
-from integration.helpers import fetch, wait_until
+from integration.helpers import PATIENCE_S, fetch, wait_until
 from integration.workers import asking, left, openai_embedder, started_worker, wait_until_ready
 from plugins.command_line import Run
 from plugins.openai_server import OpenAIServer, slowly, status
 
 from llmemory import HashEmbedder
-
-pytestmark = pytest.mark.timeout(120)
 
 STATES = "SELECT state, attempts, leased_until > now() FROM llmemory.embedding_jobs"
 
@@ -27,26 +25,30 @@ def test_it_works_until_the_first_signal(database_url: str) -> None:
         left(database_url, HashEmbedder(), "Three.")
         wait_until(lambda: not fetch(database_url, STATES))
         process.send_signal(signal.SIGTERM)
-        output, problems = process.communicate(timeout=20)
+        output, problems = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, output) == (0, "3 documents finished\n")
     assert problems == "Stopping. A second signal ends at once.\n"
 
 
 @pytest.mark.parametrize(
-    ("grace_s", "remaining"),
-    [("20", []), ("0.1", [("queued", 0, None)])],
+    ("grace_s", "silence_s", "remaining"),
+    [("60", 1.5, []), ("0.1", 60, [("queued", 0, None)])],
     ids=["finishes", "gives back"],
 )
 def test_what_it_holds_at_a_signal(
-    database_url: str, openai_server: OpenAIServer, grace_s: str, remaining: list[Any]
+    database_url: str,
+    openai_server: OpenAIServer,
+    grace_s: str,
+    silence_s: float,
+    remaining: list[Any],
 ) -> None:
     left(database_url, openai_embedder(openai_server.url), "Text.")
-    openai_server.answers(slowly(silence_s=1.5))
+    openai_server.answers(slowly(silence_s=silence_s))
     with started_worker(database_url, "--grace-s", grace_s, **asking(openai_server)) as process:
         wait_until_ready(process)
         wait_until(lambda: openai_server.requests)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert fetch(database_url, STATES) == remaining
 
@@ -61,7 +63,7 @@ def test_a_second_signal_ends_at_once(database_url: str, openai_server: OpenAISe
         assert process.stderr is not None
         assert process.stderr.readline().startswith("Stopping.")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=5) == -signal.SIGTERM
+        assert process.wait(timeout=30) == -signal.SIGTERM
     assert fetch(database_url, STATES) == [("queued", 1, True)]
 
 

@@ -11,6 +11,7 @@ import anyio
 import psycopg
 import pytest
 from integration.helpers import (
+    PATIENCE_S,
     GatedEmbedder,
     OddEmbedder,
     fetch,
@@ -261,7 +262,7 @@ class TestChangesMeanwhile:
                 # The lease is renewed meanwhile, or tried to be.
                 await anyio.sleep(0.5)
 
-            with anyio.fail_after(10):
+            with anyio.fail_after(PATIENCE_S):
                 await self.during(memory, embedder, lock)
             assert rows(database_url)["embeddings"] == 1 + ("jobs AS j" in locking)
             await other.rollback()

@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 import psycopg
 import pytest
-from integration.helpers import fetch, paragraphs, rows, until
+from integration.helpers import PATIENCE_S, fetch, paragraphs, rows, until
 from integration.queue_checker import queue_problems
 from integration.workers import (
     ExpectedVectors,
@@ -36,7 +36,7 @@ from llmemory import HashEmbedder, Memory, Settings, embedded
 from llmemory.embedded.server import release_all
 from llmemory.queue import processing as queue
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.anyio
 
 EXPECTED = ExpectedVectors()
 PORTIONS = {"LLMEMORY_EMBEDDING_BATCH_SIZE": "10", "LLMEMORY_JOB_POLL_S": "0.1"}
@@ -60,7 +60,7 @@ async def test_a_worker_killed_in_the_middle_of_a_batch(
     openai_server.answers(slowly(), slowly(silence_s=60))
     variables = asking(openai_server, LLMEMORY_JOB_LEASE_S="1.5", **PORTIONS)
     with started_worker(database_url, **variables) as worker:
-        await until(lambda: len(openai_server.requests) == 2, within_s=60)
+        await until(lambda: len(openai_server.requests) == 2)
         worker.kill()
         worker.wait()
         assert await queue_problems(database_url, EXPECTED) == []
@@ -72,7 +72,7 @@ async def test_a_worker_killed_in_the_middle_of_a_batch(
         async def taken_over() -> bool:
             return await anyio.to_thread.run_sync(memory.process_pending_embeddings) == 0
 
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE_S):
             while queued(database_url) or not await taken_over():
                 await taken_over()
                 await anyio.sleep(0.1)
@@ -85,7 +85,7 @@ async def test_four_workers_at_once(database_url: str, openai_server: OpenAIServ
         contents = [f"Text {n} of {owner}." for n in range(60)]
         left(database_url, openai_embedder(openai_server.url), *contents, owner=owner)
     with forked_workers(4, database_url, **asking(openai_server, **PORTIONS)):
-        await until(lambda: not queued(database_url), within_s=60)
+        await until(lambda: not queued(database_url))
     asked = texts_asked(openai_server)
     assert len(asked) == len(set(asked)) == 240
     assert await queue_problems(database_url, EXPECTED) == []
@@ -101,7 +101,7 @@ async def test_documents_change_and_go_while_a_worker_has_them(
         started_worker(database_url, **asking(openai_server, LLMEMORY_JOB_POLL_S="0.1")),
         Memory(database_url, embedder=embedder) as memory,
     ):
-        await until(lambda: openai_server.requests, within_s=60)
+        await until(lambda: openai_server.requests)
         documents = memory.list_documents("acme").documents
         for number, document in enumerate(documents):
             if number % 3 == 0:
@@ -111,7 +111,7 @@ async def test_documents_change_and_go_while_a_worker_has_them(
                     "acme", document.document_id, content=paragraphs("new", "kept"), embed="later"
                 )
         assert await queue_problems(database_url, EXPECTED) == []
-        await until(lambda: not queued(database_url), within_s=60)
+        await until(lambda: not queued(database_url))
     found = rows(database_url)
     assert (found["documents"], found["chunks"], found["embeddings"]) == (6, 12, 12)
     assert await queue_problems(database_url, EXPECTED) == []
@@ -136,7 +136,7 @@ async def test_the_embedding_server_is_killed(
         assert await queue_problems(database_url, EXPECTED) == []
         port = url.rpartition(":")[2].partition("/")[0]
         stack.enter_context(started_openai_server("--latency-s=0", f"--port={port}"))
-        await until(lambda: not queued(database_url), within_s=60)
+        await until(lambda: not queued(database_url))
         working.cancel()
         await asyncio.wait([working])
         await embedder.aclose()
@@ -204,7 +204,7 @@ async def test_postgresql_killed_in_the_middle_of_a_write(
         assert await queue_problems(url, HashEmbedder()) == []
         assert rows(url)["embeddings"] == done == 10
         gate.set()
-        await until(lambda: not queued(url), within_s=60)
+        await until(lambda: not queued(url))
         working.cancel()
         await asyncio.wait([working])
         assert rows(url)["embeddings"] == 40

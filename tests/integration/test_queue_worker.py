@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import anyio
 import pytest
-from integration.helpers import (
-    OddEmbedder,
-    chain,
-    fetch,
-    together,
-    until,
-)
+from integration.helpers import PATIENCE_S, OddEmbedder, chain, fetch, together, until, wait_until
 from integration.queue_checker import queue_problems
 from integration.queued_documents import EAGER, PickyEmbedder, jobs, leave
 from plugins.memories import MakeMemory, connections_in_use
@@ -44,7 +37,7 @@ class TestWorker:
             nonlocal finished
             finished += progress.finished
 
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_S):
             await memory.run_worker(
                 should_stop=lambda: finished >= until_finished, on_progress=count
             )
@@ -105,7 +98,7 @@ class TestWorker:
         memory = make_memory(engine=engine, settings=EAGER)
         await leave(memory, "acme", "Text.")
         seen: list[int] = []
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_S):
             await memory.run_worker(
                 should_stop=lambda: bool(seen),
                 on_progress=lambda progress: seen.append(_listeners(database_url)),
@@ -149,12 +142,9 @@ class TestWorker:
                     target=lambda: results.append(memory.run_worker(should_stop=stop.is_set))
                 )
                 thread.start()
-                deadline = time.monotonic() + 10
-                while memory.get_statistics("acme").pending_embeddings:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.01)
+                wait_until(lambda: not memory.get_statistics("acme").pending_embeddings)
                 stop.set()
-                thread.join(10)
+                thread.join(PATIENCE_S)
                 assert results == [1]
 
         await anyio.to_thread.run_sync(work)
@@ -189,7 +179,7 @@ async def test_errors_of_the_worker_have_no_text(
     memory = make_memory(embedder=embedder, settings=EAGER)
     await leave(memory, "acme", "Private matters.")
     turns: list[QueueProgress] = []
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         await memory.run_worker(should_stop=lambda: bool(turns), on_progress=turns.append)
     assert turns[0].failed == 1
     assert "1 documents were not finished" in caplog.text

@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 import pytest
 from integration.clusters import LARGE, SETTINGS, ClusteredEmbedder, documents
-from integration.helpers import fetch, paragraphs, rows
+from integration.helpers import PATIENCE_S, fetch, paragraphs, rows
 from integration.reembedding import HEALED, OWNERS, Waiting, corpus, seen, states, under_way
 from plugins.memories import MakeMemory
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -213,7 +213,7 @@ async def test_a_transaction_older_than_the_run_is_waited_for(
     async with AsyncSession(engine) as session, anyio.create_task_group() as group:
         await memory.add_document("acme", "slow", "Committed late.", session=session, embed="now")
         group.start_soon(reembed)
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE_S):
             await waits.wait()
         assert (await states(memory))[1][1] == "filling"
         await session.commit()

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
-from integration.helpers import fetch, paragraphs, rows, together, until
+from integration.helpers import PATIENCE_S, fetch, paragraphs, rows, together, until
 from integration.reembedding import HEALED, OWNERS, Failing, Waiting, corpus, states, under_way
 from plugins.memories import MakeMemory
 
@@ -109,7 +109,7 @@ async def test_cancelled_it_leaves_nothing_held(make_memory: MakeMemory, databas
     embedder = Waiting(freely=20)
     async with anyio.create_task_group() as group:
         group.start_soon(memory.reembed, embedder)
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE_S):
             await embedder.arrived.wait()
         group.cancel_scope.cancel()
     assert fetch(database_url, LOCKS) == [(0,)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from integration.helpers import GatedEmbedder, fetch, until
+from integration.helpers import PATIENCE_S, GatedEmbedder, fetch, until
 from integration.queue_checker import queue_problems
 from plugins.memories import MakeMemory
 from sqlalchemy import Engine, create_engine
@@ -74,7 +74,7 @@ async def working(memory: AsyncMemory) -> AsyncIterator[Callable[[], int]]:
 
     async with anyio.create_task_group() as group:
         group.start_soon(work)
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE_S):
             yield lambda: finished
         is_over = True
 

@@ -80,7 +80,7 @@ class Client:
 
     def finish(self) -> str:
         """End its input; return what else it printed before it ended well."""
-        output, _ = self.process.communicate(timeout=15)
+        output, _ = self.process.communicate(timeout=120)
         assert self.process.returncode == 0
         return output
 
