@@ -41,6 +41,8 @@ class TestWorker:
             await memory.run_worker(
                 should_stop=lambda: finished >= until_finished, on_progress=count
             )
+        assert finished == until_finished
+        assert (await memory.get_statistics("acme")).pending_embeddings == 0
 
     @pytest.mark.parametrize("of_session", [False, True], ids=["own", "session"])
     async def test_a_notification_wakes_it(
@@ -81,11 +83,10 @@ class TestWorker:
             await until(lambda: _listeners(driver_url))
             fetch(
                 driver_url,
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
                 "WHERE datname = current_database() AND pid <> pg_backend_pid() "
                 "AND query LIKE 'LISTEN%%'",
             )
-            await until(lambda: not _listeners(driver_url))
             await leave(memory, "acme", "Text.")
 
     async def test_a_pool_that_keeps_nothing_is_not_listened_on(

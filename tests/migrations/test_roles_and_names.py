@@ -187,7 +187,9 @@ class TestRefusals:
         assert (await memory.get_statistics("acme")).embedding_count == 1
 
     async def test_a_checked_schema_needs_no_migration(self, make_memory: MakeMemory) -> None:
-        await make_memory(settings=Settings(migrate=False)).initialize()
+        memory = make_memory(settings=Settings(migrate=False))
+        await memory.initialize()
+        assert (await memory.health()).healthy
 
     async def test_the_schema_is_older(
         self, make_memory: MakeMemory, monkeypatch: pytest.MonkeyPatch
