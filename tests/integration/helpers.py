@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
@@ -129,6 +132,27 @@ async def together(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
         if isinstance(result, BaseException):
             raise result
     return results
+
+
+def kill_after(lines: int, script: str, url: str) -> None:
+    """Run a script, kill it after some lines of its output, and end its sessions."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, url],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for _ in range(lines):
+        assert process.stdout.readline()
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    fetch(
+        url,
+        "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND application_name = 'llmemory'",
+    )
 
 
 async def until(is_so: Callable[[], Any], *, within_s: float = PATIENCE_S) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 import anyio
 import psycopg
 import pytest
-from integration.helpers import broken_documents, fetch, paragraphs, rows, until, writes
+from integration.helpers import broken_documents, fetch, kill_after, paragraphs, rows, until, writes
 from plugins.memories import MakeMemory
 
 from llmemory import (
@@ -308,23 +306,7 @@ asyncio.run(main())
 async def test_killed_and_run_again_embeds_only_what_is_missing(
     make_memory: MakeMemory, database_url: str, embedder: HashEmbedder
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, database_url],
-        env={"PYTHONPATH": ":".join(sys.path)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    for _ in range(3):
-        assert process.stdout.readline()
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    fetch(
-        database_url,
-        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND application_name = 'llmemory'",
-    )
+    kill_after(3, INTERRUPTED, database_url)
     stored = rows(database_url)["documents"]
     assert 3 * BATCH <= stored < 6000
     results = await make_memory().add_documents(numbered(range(6000)))

@@ -14,6 +14,7 @@ from integration.helpers import (
     GatedEmbedder,
     broken_documents,
     fetch,
+    kill_after,
     paragraphs,
     rows,
     together,
@@ -198,20 +199,7 @@ async def test_killed_in_the_middle_of_a_bulk_run(
     make_memory: MakeMemory, database_url: str
 ) -> None:
     for lines in (1, 2):
-        process = subprocess.Popen(
-            [sys.executable, "-c", BULK, database_url], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        for _ in range(lines):
-            assert process.stdout.readline()
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        fetch(
-            database_url,
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND application_name = 'llmemory'",
-        )
+        kill_after(lines, BULK, database_url)
         assert 0 < rows(database_url)["documents"] < 1500
         assert not broken_documents(database_url)
     subprocess.run(
