@@ -31,6 +31,7 @@ THROUGH_SQLALCHEMY = (
     "search",
     "search_filters",
     "search_statement",
+    "sessions_of_built_documents",
     "shared_pools",
     "stored_documents",
     "transactions",
