@@ -153,6 +153,19 @@ def poolers(session: nox.Session) -> None:
     run_tests(session, "poolers")
 
 
+@nox.session(default=False)
+def citus(session: nox.Session) -> None:
+    """Run the tests of distributed tables on a Citus cluster.
+
+    LLMEMORY_TEST_CITUS_URL names the database of its coordinator, as a superuser: with the
+    extensions citus and vector, and its workers registered. No package index has such a server.
+    """
+    if not os.environ.get("LLMEMORY_TEST_CITUS_URL"):
+        session.error("LLMEMORY_TEST_CITUS_URL must name the coordinator of a Citus cluster.")
+    install(session, "test")
+    session.run("pytest", "tests/citus", *session.posargs)
+
+
 @nox.session
 def servers(session: nox.Session) -> None:
     """Run the library in real servers: gunicorn, uWSGI, Celery, uvicorn, Django's own."""

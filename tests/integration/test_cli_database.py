@@ -148,3 +148,9 @@ def test_row_level_security(run: Run, database_url: str) -> None:
     finally:
         fetch(database_url, f"DROP OWNED BY {role}")
         fetch(database_url, f"DROP ROLE {role}")
+
+
+@pytest.mark.parametrize("name", ["distribute", "undistribute"])
+def test_without_citus_nothing_is_distributed(name: str, run: Run) -> None:
+    refused = run("db", name, code=1)
+    assert "CREATE EXTENSION citus;" in one_line(refused.stderr)
