@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import Any
 
 from sqlalchemy import MetaData, Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from llmemory.database.driver_errors import translated_errors
 from llmemory.database.drivers import copy_into
-from llmemory.statements.row_level_security import staging
+from llmemory.statements.row_level_security import insert_values, staging
 
-__all__ = ["copy_rows"]
+__all__ = ["copy_rows", "insert_rows"]
 
 
 async def copy_rows(
@@ -42,6 +43,15 @@ async def copy_rows(
         await copy_into(connection, staged, columns, blocks)
         await connection.execute(statements.insert)
         await connection.execute(statements.drop)
+
+
+async def insert_rows(
+    connection: AsyncConnection, table: Table, rows: Iterable[Mapping[str, Any]]
+) -> None:
+    """Insert a few rows, given as values by column."""
+    if values := list(rows):
+        with translated_errors():
+            await connection.execute(insert_values(table), values)
 
 
 @lru_cache(maxsize=256)

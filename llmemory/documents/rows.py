@@ -7,20 +7,25 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from llmemory.database import binary_copy
 from llmemory.documents.ingestion import DocumentPlan, token_estimate
 from llmemory.statements import documents as sql
+from llmemory.types import HalfVectors
 from llmemory.validation.documents import CheckedDocument
 
 __all__ = [
     "CHUNK_COLUMNS",
+    "VECTOR_COLUMNS",
     "by_owner",
     "chunk_rows",
+    "chunk_values",
     "document_arrays",
     "ids_to_embed",
     "is_long",
     "moves",
+    "vector_values",
 ]
 
 CHUNK_COLUMNS = (
@@ -36,6 +41,7 @@ CHUNK_COLUMNS = (
     "token_count",
     "language",
 )
+VECTOR_COLUMNS = ("owner_id", "chunk_id", "space_id", "embedding")
 LONG_CHARACTERS = 1_000_000
 
 
@@ -94,6 +100,42 @@ def moves(plans: Iterable[DocumentPlan]) -> Iterator[str]:
                     f'"end_offset": {chunks.ends[position]}, '
                     f'"headings": {chunks.headings_json(position)}}}'
                 )
+
+
+def chunk_values(plans: Iterable[DocumentPlan]) -> Iterator[dict[str, Any]]:
+    """Yield the new chunks as values by column, for a few of them."""
+    for plan in plans:
+        if (chunks := plan.chunks) is None:
+            continue
+        for position, is_stored in enumerate(chunks.are_stored):
+            if is_stored:
+                continue
+            content = plan.content_of(position)
+            values = (
+                plan.document.owner_id,
+                UUID(bytes=chunks.id_of(position)),
+                plan.document_id,
+                position,
+                list(chunks.headings_of(position)),
+                content,
+                chunks.hash_of(position),
+                chunks.starts[position],
+                chunks.ends[position],
+                token_estimate(content.encode()),
+                plan.document.language,
+            )
+            yield dict(zip(CHUNK_COLUMNS, values, strict=True))
+
+
+def vector_values(
+    space_id: int, vectors: HalfVectors, groups: Iterable[binary_copy.VectorGroup]
+) -> Iterator[dict[str, Any]]:
+    """Yield vectors as values by column, for a few of them."""
+    for group in groups:
+        for number, row in enumerate(group.rows):
+            chunk_id = group.chunk_ids[16 * number : 16 * (number + 1)]
+            values = (group.owner_id, UUID(bytes=chunk_id), space_id, vectors[row])
+            yield dict(zip(VECTOR_COLUMNS, values, strict=True))
 
 
 def chunk_rows(plans: Iterable[DocumentPlan]) -> Iterator[tuple[bytes, ...]]:

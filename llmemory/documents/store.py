@@ -16,18 +16,21 @@ from uuid_utils.compat import uuid7
 
 from llmemory import models
 from llmemory.database import binary_copy
-from llmemory.database.copying import copy_rows
+from llmemory.database.copying import copy_rows, insert_rows
 from llmemory.database.driver_errors import translated_errors
 from llmemory.documents.assembly import stored_object
 from llmemory.documents.ingestion import DocumentPlan, StoredChunks, StoredDocument
 from llmemory.documents.rows import (
     CHUNK_COLUMNS,
+    VECTOR_COLUMNS,
     by_owner,
     chunk_rows,
+    chunk_values,
     document_arrays,
     ids_to_embed,
     is_long,
     moves,
+    vector_values,
 )
 from llmemory.errors import ConflictError
 from llmemory.models import Tables
@@ -48,6 +51,7 @@ __all__ = ["Store", "stored_document"]
 
 _STORED_FIELDS = [field.name for field in fields(StoredDocument)]
 MOVES_A_STATEMENT = 1000
+INSERTED_CHUNKS = 50
 
 
 class Store:
@@ -140,13 +144,16 @@ class Store:
             await self._write_documents(connection, plans, now)
             await self._replace_chunks(connection, plans)
             # A statement ran, so that the driver is inside the transaction: COPY may follow.
-            await copy_rows(
-                connection,
-                self._tables.chunks,
-                CHUNK_COLUMNS,
-                binary_copy.blocks(chunk_rows(plans)),
-                row_level_security=self._row_level_security,
-            )
+            if self._are_inserted(plans):
+                await insert_rows(connection, self._tables.chunks, chunk_values(plans))
+            else:
+                await copy_rows(
+                    connection,
+                    self._tables.chunks,
+                    CHUNK_COLUMNS,
+                    binary_copy.blocks(chunk_rows(plans)),
+                    row_level_security=self._row_level_security,
+                )
             spaces = await stored_spaces(connection, self._tables)
             others = spaces_to_feed(spaces, self._tables.schema, space.space_id)
             if vectors is None:
@@ -235,11 +242,14 @@ class Store:
             end = start + len(ids) // 16
             groups.append(binary_copy.VectorGroup(owner_id, ids, rows[start:end]))
             start = end
-        if start:
+        if self._are_inserted(plans):
+            values = vector_values(space_id, vectors, groups)
+            await insert_rows(connection, self._tables.embeddings, values)
+        elif start:
             await copy_rows(
                 connection,
                 self._tables.embeddings,
-                ("owner_id", "chunk_id", "space_id", "embedding"),
+                VECTOR_COLUMNS,
                 binary_copy.vector_rows(space_id, vectors, groups),
                 row_level_security=self._row_level_security,
             )
@@ -254,6 +264,12 @@ class Store:
                     "space": space_id,
                 },
             )
+
+    def _are_inserted(self, plans: Sequence[DocumentPlan]) -> bool:
+        """Return whether COPY would need a temporary table, for too few chunks to be worth it."""
+        if not self._row_level_security:
+            return False
+        return sum(plan.chunk_count for plan in plans) <= INSERTED_CHUNKS
 
     async def _queue(
         self,

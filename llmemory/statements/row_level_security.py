@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from sqlalchemy import Table, TextClause, text
+from sqlalchemy import Insert, Table, TextClause, insert, text
 
 from llmemory.constructs import quoted_identifier, quoted_literal
 from llmemory.models import Tables
@@ -22,6 +22,7 @@ __all__ = [
     "Staging",
     "disable",
     "enable",
+    "insert_values",
     "owned_tables",
     "owner_setting",
     "staging",
@@ -106,6 +107,12 @@ def _alter(table: Table, change: str) -> TextClause:
 def owner_setting(owner_id: str) -> TextClause:
     """Let a transaction see an owner's rows until its end. SET takes no parameters."""
     return _text(f"SET LOCAL {OWNER_SETTING} = {quoted_literal(owner_id)}")
+
+
+@lru_cache(maxsize=256)
+def insert_values(table: Table) -> Insert:
+    """Insert rows whose values are bound under the names of their columns."""
+    return insert(table)
 
 
 class Staging(NamedTuple):

@@ -21,6 +21,9 @@ from llmemory import AsyncMemory, ConfigurationError, DocumentNotFoundError, mod
 from llmemory.schema import row_level_security
 
 pytestmark = pytest.mark.anyio
+
+# More chunks than are inserted by themselves.
+MANY_SECTIONS = "\n\n".join(f"# Part {number}\n\n{'word ' * 200}" for number in range(60))
 OWNED = text(
     "SELECT table_name FROM information_schema.columns "
     "WHERE table_schema = 'llmemory' AND column_name = 'owner_id'"
@@ -128,6 +131,49 @@ async def test_a_read_takes_three_round_trips(
         assert sent[0] == "BEGIN; SET LOCAL llmemory.owner_id = 'acme'"
         assert sent[-1] == "COMMIT"
         assert len(sent) == 3
+
+
+async def test_a_few_chunks_need_no_temporary_table(
+    served: AsyncMemory, round_trips: Callable[[AsyncMemory], Any]
+) -> None:
+    await served.add_document("acme", "Leave", "25 days.")
+    with round_trips(served) as sent:
+        await served.add_document("acme", "Leave", "26 days.")
+    assert [each.partition(" (")[0] for each in writes(sent)] == [
+        f"INSERT INTO llmemory.{table}" for table in ("documents", "chunks", "embeddings")
+    ]
+    # The owner, spaces, begin and commit: with psycopg some go past what is recorded.
+    assert len(sent) <= 8
+    with round_trips(served) as sent:
+        await served.add_document("acme", "Many", MANY_SECTIONS)
+    assert len([each for each in sent if "TEMPORARY" in each]) == 2
+
+
+async def test_inserted_rows_are_those_that_would_be_copied(
+    served: AsyncMemory, guarded: Guarded, make_memory: MakeMemory
+) -> None:
+    content = "# Häuser\n\n" + "\n\n".join(
+        f'## "Part" {number}, {{x}}\n\n{"Straße. " * 100}' for number in range(8)
+    )
+    unbound = make_memory(guarded.superuser)
+    for memory, name in ((served, "inserted"), (unbound, "copied")):
+        await memory.add_document("acme", name, content, language="german")
+    found = [
+        fetch(
+            guarded.superuser,
+            """
+            SELECT position, headings, c.content, c.content_hash, start_offset, end_offset,
+                token_count, c.language, words::text, embedding::text
+            FROM llmemory.chunks AS c JOIN llmemory.embeddings USING (owner_id, chunk_id)
+            JOIN llmemory.documents USING (owner_id, document_id)
+            WHERE document_name = %s ORDER BY position
+            """,
+            name,
+        )
+        for name in ("inserted", "copied")
+    ]
+    assert len(found[0]) == 4
+    assert found[0] == found[1]
 
 
 async def test_nobody_else_pays(
