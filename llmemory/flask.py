@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from llmemory.database.engines import run_in_transaction
 from llmemory.embedding.base import Embedder
+from llmemory.embedding.contexts import ChunkContext
 from llmemory.errors import ConfigurationError, LLMemoryError
 from llmemory.extras import importing
 from llmemory.memory import Memory
@@ -44,10 +45,18 @@ class LLMemory:
     Args:
         app: An application to initialise at once; others by ``init_app``.
         embedder: What makes the vectors. None takes the one that the settings name.
+        chunk_context: A function that makes the context of each chunk that is embedded.
     """
 
-    def __init__(self, app: Flask | None = None, *, embedder: Embedder | None = None) -> None:
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        embedder: Embedder | None = None,
+        chunk_context: ChunkContext | None = None,
+    ) -> None:
         self._embedder = embedder
+        self._chunk_context = chunk_context
         if app is not None:
             self.init_app(app)
 
@@ -60,7 +69,9 @@ class LLMemory:
         if NAME in app.extensions:
             raise ConfigurationError("This application has a memory already; call init_app once.")
         settings = Settings.from_env(**app.config.get_namespace("LLMEMORY_"))
-        app.extensions[NAME] = Memory(settings=settings, embedder=self._embedder)
+        app.extensions[NAME] = Memory(
+            settings=settings, embedder=self._embedder, chunk_context=self._chunk_context
+        )
         app.cli.add_command(_commands)
 
     @property

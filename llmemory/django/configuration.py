@@ -48,23 +48,37 @@ def arguments_from(values: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         ConfigurationError: A value is out of range, a name is unknown, or the class of an
-            embedder cannot be imported.
+            embedder or the function that makes contexts cannot be imported.
     """
+    others = dict(values)
+    found: dict[str, Any] = {}
     path = values.get("embedder")
-    embedder = None
     if isinstance(path, str) and "." in path:
-        embedder = _embedder_at(path)
-        values = {name: value for name, value in values.items() if name != "embedder"}
-    return {"settings": Settings.from_env(**values), "embedder": embedder}
+        del others["embedder"]
+        found["embedder"] = _embedder_at(path)
+    if "chunk_context" in others:
+        found["chunk_context"] = _imported("chunk_context", others.pop("chunk_context"))
+    return {"settings": Settings.from_env(**others), **found}
+
+
+def _imported(name: str, path: object) -> Any:
+    if not isinstance(path, str):
+        raise ConfigurationError(
+            f'LLMEMORY["{name.upper()}"] must be a dotted path, not {type(path).__name__}.'
+        )
+    try:
+        found = import_string(path)
+    except ImportError as error:
+        raise ConfigurationError(
+            f'LLMEMORY["{name.upper()}"]: {path} cannot be imported: {error}.'
+        ) from error
+    if not callable(found):
+        raise ConfigurationError(f'LLMEMORY["{name.upper()}"]: {path} is no class or function.')
+    return found
 
 
 def _embedder_at(path: str) -> Embedder:
-    try:
-        make = import_string(path)
-    except ImportError as error:
-        raise ConfigurationError(
-            f'LLMEMORY["EMBEDDER"]: {path} cannot be imported: {error}.'
-        ) from error
+    make = _imported("embedder", path)
     try:
         embedder: Embedder = make()
     except TypeError as error:

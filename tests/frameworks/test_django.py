@@ -37,7 +37,7 @@ def fetch_column(url: str, query: str) -> list[Any]:
 def test_the_project_passes_its_tests(empty_database_url: str, options: list[str]) -> None:
     done = manage(empty_database_url, "test", *options)
     assert done.returncode == 0, done.stderr
-    assert "Found 14 test(s)." in done.stdout
+    assert "Found 15 test(s)." in done.stdout
     # The runner could drop its databases, and nobody touched the project's own.
     name = urlsplit(empty_database_url).path.removeprefix("/")
     databases = fetch_column(empty_database_url, "SELECT datname FROM pg_database")

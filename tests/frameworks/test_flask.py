@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from flask import Blueprint, Flask, request
 
-from llmemory import ConfigurationError, HashEmbedder, Memory
+from llmemory import ChunkToEmbed, ConfigurationError, HashEmbedder, Memory
 from llmemory.flask import LLMemory, install_error_handlers
 from llmemory.schema.migrate import HEAD
 
@@ -84,6 +84,21 @@ def test_an_embedder_of_the_application() -> None:
     app, embedder = Flask("app"), HashEmbedder(8)
     LLMemory(app, embedder=embedder)
     assert app.extensions["llmemory"].embedder is embedder
+
+
+def test_contexts_of_the_application(database_url: str) -> None:
+    app, seen = Flask("app"), list[str]()
+
+    def context(chunk: ChunkToEmbed) -> str:
+        seen.append(chunk.document_name)
+        return "Of a handbook."
+
+    app.config["LLMEMORY_DATABASE_URL"] = database_url
+    llmemory = LLMemory(app, embedder=HashEmbedder(8), chunk_context=context)
+    with app.app_context():
+        llmemory.memory.add_document("acme", "Leave", "25 days.")
+        llmemory.memory.close()
+    assert seen == ["Leave"]
 
 
 @pytest.mark.parametrize(

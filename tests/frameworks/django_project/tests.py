@@ -14,7 +14,7 @@ from django.db import connection
 from django.test import LiveServerTestCase, SimpleTestCase, TestCase, override_settings
 from psycopg.conninfo import conninfo_to_dict
 
-from llmemory import AsyncMemory, ConfigurationError, Memory
+from llmemory import AsyncMemory, ChunkToEmbed, ConfigurationError, Memory
 from llmemory.django import close_memories, get_async_memory, get_memory
 from llmemory.schema.migrate import HEAD
 
@@ -27,6 +27,14 @@ of_import = get_memory()
 
 def llmemory(**values: Any) -> Any:
     return override_settings(LLMEMORY={"EMBEDDER": "hash", **values})
+
+
+given_contexts: list[str] = []
+
+
+def context_of(chunk: ChunkToEmbed) -> str:
+    given_contexts.append(chunk.document_name)
+    return "Of a handbook."
 
 
 def url_of(memory: Memory) -> str:
@@ -62,6 +70,12 @@ class ViewTests(TestCase):
         with connection.cursor() as cursor:
             cursor.execute("SELECT count(*) FROM llmemory.documents WHERE owner_id = 'here'")
             assert cursor.fetchone() == (1,)
+
+    def test_contexts_of_chunks(self) -> None:
+        with llmemory(DATABASE="default", CHUNK_CONTEXT=f"{__name__}.context_of"):
+            get_memory().add_document("contexts", "Leave", "25 days.")
+            close_memories()
+        assert given_contexts == ["Leave"]
 
     def test_errors_that_callers_can_mend(self) -> None:
         for kind in ("sync", "async"):
@@ -151,6 +165,9 @@ class SettingsTests(SimpleTestCase):
             "embedder": {"EMBEDDER": "torch"},
             "alias": {"DATABASE": None},
             "arguments": {"EMBEDDER": "json.dumps"},
+            "CHUNK_CONTEXT": {"CHUNK_CONTEXT": "json.nothing_of_the_kind"},
+            "dotted path": {"CHUNK_CONTEXT": 5},
+            "function": {"CHUNK_CONTEXT": "llmemory.__version__"},
         }
         for word, value in wrong.items():
             with self.subTest(word), override_settings(LLMEMORY=value):
