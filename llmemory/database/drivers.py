@@ -104,6 +104,8 @@ def create_engine(url: str, settings: Settings) -> AsyncEngine:
         "pool_size": settings.pool_size,
         "max_overflow": settings.pool_overflow,
         "pool_timeout": settings.pool_timeout_s,
+        # The connection used last: its plans and what they need are still in the caches.
+        "pool_use_lifo": True,
         # Vectors and texts do not belong into messages or logs.
         "hide_parameters": True,
     }
