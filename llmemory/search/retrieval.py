@@ -225,7 +225,7 @@ def _too_many(request: SearchRequest, index: VectorIndex, settings: Settings) ->
     costs about twice what reading one costs. A power of two: each number is a statement's text.
     """
     even = math.sqrt(2 * _pool(request, settings) * max(index.vectors, 1))
-    return int(min(2 ** math.ceil(math.log2(even)), settings.hnsw_exact_chunks + 1))
+    return int(min(2 ** round(math.log2(even)), settings.hnsw_exact_chunks + 1))
 
 
 def _result(row: Mapping[str, Any], request: SearchRequest) -> SearchResult:
