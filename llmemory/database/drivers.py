@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import sqlalchemy.exc
 from sqlalchemy import Table, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import PoolProxiedConnection
 
 from llmemory.database.driver_errors import translated, translated_errors
 from llmemory.errors import (
@@ -25,7 +26,7 @@ from llmemory.errors import (
 )
 from llmemory.settings import Settings
 
-__all__ = ["copy_into", "create_engine", "fetch", "is_broken"]
+__all__ = ["copy_into", "create_engine", "fetch", "is_broken", "pooled"]
 
 _DRIVERS = {
     "postgres": "asyncpg",
@@ -236,7 +237,7 @@ async def copy_into(
     The connection must have executed a statement in its transaction before: asyncpg's BEGIN under
     SQLAlchemy is lazy, and a COPY ahead of it would commit by itself.
     """
-    raw = (await connection.get_raw_connection()).driver_connection
+    raw = (await pooled(connection)).driver_connection
     names = list(columns)
     with translated_errors():
         if connection.dialect.driver == "asyncpg":
@@ -278,7 +279,7 @@ async def fetch(
                 text, arguments if isinstance(arguments, dict) else tuple(arguments)
             )
             return [dict(row) for row in result.mappings()]
-        driver: Any = (await connection.get_raw_connection()).driver_connection
+        driver: Any = (await pooled(connection)).driver_connection
         try:
             if connection.dialect.driver == "asyncpg":
                 rows: Sequence[Mapping[str, Any]] = await driver.fetch(text, *arguments)
@@ -293,6 +294,14 @@ async def fetch(
             if is_broken(driver):
                 await connection.invalidate()
             raise
+
+
+async def pooled(connection: AsyncConnection) -> PoolProxiedConnection:
+    """Return what the pool gave to a connection, without the greenlet that SQLAlchemy makes."""
+    found = connection.sync_connection
+    if found is None or found.invalidated:
+        return await connection.get_raw_connection()
+    return found.connection
 
 
 def is_broken(driver: Any) -> bool:

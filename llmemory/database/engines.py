@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-from sqlalchemy.pool import NullPool, Pool
+from sqlalchemy.pool import NullPool, Pool, QueuePool
 
 from llmemory.database.driver_errors import translated_errors
 from llmemory.database.drivers import create_engine
@@ -203,8 +203,10 @@ class Database:
         engine = await self.engine()
         with self._schema_named(), translated_errors():
             # Autocommit saves the two round trips of BEGIN and COMMIT.
+            idle = _isolated(engine, "AUTOCOMMIT").connect()
+            lies_ready = not self.is_given and _lies_ready(engine.pool)
             async with (
-                _left_in_peace(_isolated(engine, "AUTOCOMMIT").connect()) as connection,
+                _at_once(idle) if lies_ready else _left_in_peace(idle) as connection,
                 self._dropped_if_closed(connection),
             ):
                 yield connection
@@ -360,12 +362,36 @@ async def _left_in_peace(manager: AbstractAsyncContextManager[T]) -> AsyncIterat
     try:
         yield value
     except BaseException as error:
-        # A rollback on a broken connection must not take the place of what broke it.
-        with anyio.CancelScope(shield=True), suppress(Exception):
-            await manager.__aexit__(type(error), error, error.__traceback__)
+        await _leave_after(error, manager)
         raise
     with anyio.CancelScope(shield=True):
         await manager.__aexit__(None, None, None)
+
+
+def _lies_ready(pool: Pool) -> bool:
+    return isinstance(pool, QueuePool) and pool.checkedin() > 0
+
+
+@asynccontextmanager
+async def _at_once(connection: AsyncConnection) -> AsyncIterator[AsyncConnection]:
+    """Enter a connection that lies ready in a pool of ours, to read in autocommit.
+
+    It comes and goes without waiting, so that no cancellation can meet it half-way. The tasks that
+    would guard against that are half of what taking a connection costs.
+    """
+    await connection.start()
+    try:
+        yield connection
+    except BaseException as error:
+        await _leave_after(error, connection)
+        raise
+    await connection.close()
+
+
+async def _leave_after(error: BaseException, manager: AbstractAsyncContextManager[Any]) -> None:
+    # A rollback on a broken connection must not take the place of what broke it.
+    with anyio.CancelScope(shield=True), suppress(Exception):
+        await manager.__aexit__(type(error), error, error.__traceback__)
 
 
 _leaving: set[asyncio.Future[Any]] = set()

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from llmemory.constructs import quoted_literal
 from llmemory.database.driver_errors import translated_errors
+from llmemory.database.drivers import pooled
 from llmemory.statements.row_level_security import OWNER_SETTING
 
 __all__ = ["OWNER_SETTING", "local_settings", "owner_of", "set_owner"]
@@ -36,10 +37,10 @@ async def local_settings(
     if not values:
         yield
         return
-    pooled = await connection.get_raw_connection()
-    driver: Any = pooled.driver_connection
+    lent = await pooled(connection)
+    driver: Any = lent.driver_connection
     assignments = "; ".join(_assignment(name, value) for name, value in values.items())
-    if not pooled.dbapi_connection.autocommit:  # type: ignore[union-attr]
+    if not lent.dbapi_connection.autocommit:  # type: ignore[union-attr]
         with translated_errors():
             savepoint = await connection.begin_nested()
             try:
@@ -67,9 +68,9 @@ async def owner_of(connection: AsyncConnection) -> str | None:
 
 async def set_owner(connection: AsyncConnection, owner_id: str | None) -> None:
     """Let a transaction that has begun see an owner's rows until its end; None takes none."""
-    pooled = await connection.get_raw_connection()
+    lent = await pooled(connection)
     with translated_errors():
-        await _run(pooled.driver_connection, _assignment(OWNER_SETTING, owner_id or ""))
+        await _run(lent.driver_connection, _assignment(OWNER_SETTING, owner_id or ""))
 
 
 def _assignment(name: str, value: str | int) -> str:

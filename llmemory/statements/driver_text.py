@@ -45,7 +45,8 @@ class DriverText:
         """Return the text and the arguments for `values`."""
         text = self.text
         if self._late:
-            text = _LATE.sub(lambda mark: self._literal(mark[1], values), text)
+            literals = {name: self._literal(name, values) for name in self._late}
+            text = _LATE.sub(lambda mark: literals[mark[1]], text)
         if self.is_positional:
             return text, [values[name] for name in self.names]
         return text, {name: values[name] for name in self.names}
