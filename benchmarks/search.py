@@ -2,7 +2,9 @@
 
 All owners lie in one table. By hand means the better of two statements, each written for one
 owner and one filter: all that passes read and sorted, or the owner's HNSW index with the filter
-joined, its settings set on the connection beforehand. All take turns, query by query, so that a
+joined, its settings set on the connection beforehand. It takes what an application's call would:
+a connection of asyncpg's pool, the vector as an array in halfvec's binary form, the metadata
+decoded; only making objects of the rows is left out. All take turns, query by query, so that a
 change of the machine's speed meets all. Recall is that of the first 10 against reading all.
 Where chroma and lancedb are installed, they hold the same vectors and take their turns as well,
 in this process and without a server.
@@ -154,7 +156,7 @@ async def fill(
 
 def by_hand(owner: str, dimensions: int, condition: str, *, through_index: bool) -> str:
     """Return the statement for one owner and one filter; it takes the vector and the limit."""
-    vector, cast = ("e.embedding", f"(SELECT $1::text::halfvec({dimensions}))")
+    vector, cast = ("e.embedding", f"(SELECT $1::halfvec({dimensions}))")
     if through_index:
         vector += f"::halfvec({dimensions})"
     joined = ""
@@ -197,10 +199,10 @@ async def timed(call: Awaitable[Any]) -> tuple[float, Any]:
 
 async def measure(
     memory: AsyncMemory,
-    connections: dict[str, asyncpg.Connection],
+    pools: dict[str, asyncpg.Pool],
     size: int,
     case: tuple[str, str, dict[str, Any]],
-    queries: list[tuple[str, str]],
+    queries: list[tuple[str, Any]],
     stores: list[Store],
 ) -> dict[str, Any]:
     """Return p50s, recall and hits of one owner and filter."""
@@ -209,20 +211,23 @@ async def measure(
     name, condition, options = case
     owner = f"owner {size}"
     statements = {
-        way: await connection.prepare(
-            by_hand(owner, memory.embedder.dimensions, condition, through_index=way == "index")
-        )
-        for way, connection in connections.items()
+        way: by_hand(owner, memory.embedder.dimensions, condition, through_index=way == "index")
+        for way in pools
         if way == "all" or size >= memory.settings.hnsw_owner_vectors
     }
+
+    async def fetched(way: str, vector: Any) -> list[asyncpg.Record]:
+        async with pools[way].acquire() as connection:
+            return await connection.fetch(statements[way], vector, LIMIT)
+
     times: dict[str, list[float]] = {way: [] for way in ("ours", *statements)}
     times |= {store.name: [] for store in stores}
     found: dict[str, int] = dict.fromkeys(times, 0)
     expected = 0
     for round_, (text, vector) in enumerate((*queries[:6], *queries)):
         hits: dict[str, set[str]] = {}
-        for way, statement in statements.items():
-            spent, rows = await timed(statement.fetch(vector, LIMIT))
+        for way in statements:
+            spent, rows = await timed(fetched(way, vector))
             hits[way] = {str(row["chunk_id"]) for row in rows}
             times[way].append(spent)
         spent, results = await timed(
@@ -264,7 +269,7 @@ async def measure(
 
 
 async def measure_words(
-    among: AsyncMemory, alone: AsyncMemory, queries: list[tuple[str, str]]
+    among: AsyncMemory, alone: AsyncMemory, queries: list[tuple[str, Any]]
 ) -> dict[str, float]:
     """Return the p50s of a small owner's search by words, among others and alone."""
     times: dict[str, list[float]] = {"among": [], "alone": []}
@@ -302,20 +307,21 @@ async def main(arguments: argparse.Namespace) -> None:
             await prepare(url, ALONE, [("small", SMALL)], embedder)
         for each in (memory, alone):
             print("maintain:", await each.maintain())
-        connections = {way: await asyncpg.connect(url) for way in ("all", "index")}
-        for name, value in INDEX_SETTINGS.items():
-            await connections["index"].execute(f"SET {name} = {value}")
+        pools = {
+            way: await asyncpg.create_pool(
+                url, min_size=1, max_size=1, init=set_codecs, server_settings=values
+            )
+            for way, values in (("all", {}), ("index", INDEX_SETTINGS))
+        }
         generator = np.random.default_rng(3)
         texts = [
             f"cluster {generator.integers(0, 10_000)} number {1_000_000 + number}"
             for number in range(arguments.queries)
         ]
         embedder.know(texts)
-        queries = [
-            (text, "[" + ",".join(map(str, embedder.vector(text).tolist())) + "]") for text in texts
-        ]
+        queries = [(text, embedder.vector(text)) for text in texts]
         results = [
-            await measure(memory, connections, size, case, queries, stores)
+            await measure(memory, pools, size, case, queries, stores)
             for size in sorted(arguments.sizes)
             for case in filters()
         ]
@@ -324,8 +330,8 @@ async def main(arguments: argparse.Namespace) -> None:
         if arguments.json:
             report = {"vectors": results, "words": words}
             arguments.json.write_text(json.dumps(report, indent=2))
-        for connection in connections.values():
-            await connection.close()
+        for pool in pools.values():
+            await pool.close()
         if not arguments.keep:
             connection = await asyncpg.connect(url)
             await connection.execute(f"DROP SCHEMA {SCHEMA} CASCADE")
@@ -348,9 +354,7 @@ async def prepare(
         # A new connection now and then: plans of foreign keys are made for the tables' first size.
         if number % 200 == 0 or count > 1000:
             connection = await asyncpg.connect(url)
-            await connection.set_type_codec(
-                "halfvec", encoder=half_precision, decoder=bytes, format="binary"
-            )
+            await set_codecs(connection)
         rows = await fill(connection, schema, owner, count, embedder)
         for store in stores:
             if rows:
@@ -358,6 +362,14 @@ async def prepare(
         if number % 200 == 0 or count > 1000:
             await connection.execute("ANALYZE")
     await connection.execute("VACUUM ANALYZE")
+
+
+async def set_codecs(connection: asyncpg.Connection) -> None:
+    """Have vectors sent in binary, and metadata come as objects."""
+    await connection.set_type_codec(
+        "halfvec", encoder=half_precision, decoder=bytes, format="binary"
+    )
+    await connection.set_type_codec("jsonb", encoder=str, decoder=json.loads, schema="pg_catalog")
 
 
 def half_precision(vector: Any) -> bytes:
