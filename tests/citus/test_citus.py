@@ -197,7 +197,7 @@ async def test_rows_stay_when_tables_are_distributed_and_come_back(
 
 
 async def test_an_owner_lies_on_one_node(
-    engine: AsyncEngine, make_memory: MakeMemory, schema: str, by: By
+    engine: AsyncEngine, make_memory: MakeMemory, schema: str
 ) -> None:
     await add_some(make_memory(engine=engine, schema=schema))
     plan = fetch(
