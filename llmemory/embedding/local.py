@@ -33,6 +33,7 @@ class LocalEmbedder:
     The model is loaded once in a process: all embedders of the same model and device share it,
     and it goes with the last of them. Texts are embedded in a worker thread, `batch_size` at a
     time, so that the event loop goes on and a query need not wait for the end of a long document.
+    Loading does hold up a loop, for a second or two: make the embedder before the loop runs.
     A model works for one thread at a time, whatever the number of event loops and embedders.
 
     What a text has beyond the model's longest input is not seen: 256 tokens, some 1,000
