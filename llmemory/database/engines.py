@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -206,7 +206,7 @@ class Database:
             idle = _isolated(engine, "AUTOCOMMIT").connect()
             lies_ready = not self.is_given and _lies_ready(engine.pool)
             async with (
-                _at_once(idle) if lies_ready else _left_in_peace(idle) as connection,
+                _at_once(idle) if lies_ready else self._arriving(idle) as connection,
                 self._dropped_if_closed(connection),
             ):
                 yield connection
@@ -252,7 +252,7 @@ class Database:
         with self._schema_named(), translated_errors():
             # Said expressly: a caller's engine may commit each statement by itself.
             async with (
-                _left_in_peace(_isolated(engine, "READ COMMITTED").connect()) as connection,
+                self._arriving(_isolated(engine, "READ COMMITTED").connect()) as connection,
                 self._dropped_if_closed(connection),
                 _left_in_peace(connection.begin()),
             ):
@@ -273,16 +273,24 @@ class Database:
                 schema=self._schema,
             ) from error.__cause__
 
+    def _arriving(
+        self, connection: AsyncConnection
+    ) -> AbstractAsyncContextManager[AsyncConnection]:
+        return _left_in_peace(connection, self._drop_if_closed)
+
     @asynccontextmanager
     async def _dropped_if_closed(self, connection: AsyncConnection) -> AsyncIterator[None]:
-        # Closing an engine closes what lies in its pool; what is out would go back to nobody.
         try:
             yield
         finally:
-            owner = self if self._lender is None else self._lender
-            if owner.is_closed and not self.is_given:
-                with anyio.CancelScope(shield=True), suppress(Exception):
-                    await connection.invalidate()
+            await self._drop_if_closed(connection)
+
+    async def _drop_if_closed(self, connection: AsyncConnection) -> None:
+        # Closing an engine closes what lies in its pool; what is out would go back to nobody.
+        owner = self if self._lender is None else self._lender
+        if owner.is_closed and not self.is_given:
+            with anyio.CancelScope(shield=True), suppress(Exception):
+                await connection.invalidate()
 
     async def _joined(self, session: Session) -> AsyncConnection:
         self._check_session(session)
@@ -346,18 +354,25 @@ def run_in_transaction(
     return asyncio.run(run())
 
 
+async def _keep(value: object) -> None:
+    """Do nothing."""
+
+
 @asynccontextmanager
-async def _left_in_peace(manager: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
+async def _left_in_peace(
+    manager: AbstractAsyncContextManager[T], release: Callable[[T], Awaitable[None]] = _keep
+) -> AsyncIterator[T]:
     """Enter `manager`, and leave it even within a cancelled scope.
 
-    Each await there would be cancelled anew: no rollback, and a connection lost to the pool.
+    Each await there would be cancelled anew: no rollback, and a connection lost to the pool. What
+    arrives after its caller was cancelled goes to `release` first.
     """
     entering = asyncio.ensure_future(manager.__aenter__())
     try:
         value = await asyncio.shield(entering)
     except asyncio.CancelledError:
         # Cancelled half-way, a connection would be lost: let it arrive, then give it back.
-        entering.add_done_callback(partial(_leave_later, manager))
+        entering.add_done_callback(partial(_leave_later, manager, release))
         raise
     try:
         yield value
@@ -397,10 +412,19 @@ async def _leave_after(error: BaseException, manager: AbstractAsyncContextManage
 _leaving: set[asyncio.Future[Any]] = set()
 
 
-def _leave_later(manager: AbstractAsyncContextManager[Any], entered: asyncio.Future[Any]) -> None:
+def _leave_later(
+    manager: AbstractAsyncContextManager[T],
+    release: Callable[[T], Awaitable[None]],
+    entered: asyncio.Future[T],
+) -> None:
     if entered.cancelled() or entered.exception() is not None:
         return
-    leaving = asyncio.ensure_future(manager.__aexit__(None, None, None))
+
+    async def leave() -> None:
+        await release(entered.result())
+        await manager.__aexit__(None, None, None)
+
+    leaving = asyncio.ensure_future(leave())
     _leaving.add(leaving)
     leaving.add_done_callback(_leaving.discard)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+
 import anyio
+import anyio.lowlevel
 import psycopg
 import pytest
+from integration.helpers import fetch
 from plugins.memories import MakeMemory
 
 pytestmark = pytest.mark.anyio
@@ -30,3 +35,28 @@ async def test_what_the_server_has_closed_is_not_given_out(
     await anyio.sleep(0.2)
     assert await memory.search("acme", "leave")
     assert (await memory.add_document("acme", "b", "More days.")).status == "created"
+
+
+async def test_what_arrives_after_the_end_is_closed(
+    make_memory: MakeMemory, driver_url: str, database_url: str
+) -> None:
+    for steps in range(1, 40, 6):
+        memory = make_memory(driver_url)
+        async with memory._database.connect():
+            waiting = asyncio.create_task(memory.health())
+            for _ in range(steps):
+                await anyio.lowlevel.checkpoint()
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            await memory.close()
+    with anyio.fail_after(20):
+        while fetch(database_url, SESSIONS) != [(0,)]:  # noqa: ASYNC110
+            await anyio.sleep(0.02)
+    # The driver warns of one that was only forgotten.
+    gc.collect()
+
+
+SESSIONS = (
+    "SELECT count(*) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND application_name = 'llmemory'"
+)
