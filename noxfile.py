@@ -7,6 +7,7 @@ another Python than the one nox runs on: ``nox -s integration --force-python 3.1
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from itertools import chain
@@ -18,29 +19,6 @@ from packaging.requirements import Requirement
 
 PYPROJECT = load_toml("pyproject.toml")
 PYTHONS = ["3.11", "3.12", "3.13"]
-THROUGH_SQLALCHEMY = (
-    "built_documents",
-    "callers_engines",
-    "connections",
-    "documents",
-    "event_loops",
-    "maintenance",
-    "models",
-    "plans",
-    "pools_of_asyncpg",
-    "search",
-    "search_filters",
-    "search_statement",
-    "sessions_of_built_documents",
-    "shared_pools",
-    "stored_documents",
-    "transactions",
-)
-# By the driver that is used where a test names none.
-THROUGH_A_POOLER = {
-    "asyncpg": ("memory", "search", "search_filters"),
-    "psycopg": ("documents", "stored_documents", "external_id", "external_id_at_once"),
-}
 UNWANTED = {"langchain", "langchain-core", "openai", "torch", "transformers"}
 
 nox.needs_version = ">=2025.2.9"
@@ -129,28 +107,27 @@ def unit(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("sqlalchemy", ["2.0", "2.1"])
 def integration(session: nox.Session, sqlalchemy: str) -> None:
-    """Run the library against a server; with the older SQLAlchemy, what speaks to it."""
-    install(session, "test", f"sqlalchemy=={sqlalchemy}.*")
+    """Run the library against a server; with the older SQLAlchemy through PgBouncer."""
     if sqlalchemy == "2.0":
-        run_tests(session, *(f"integration/test_{name}.py" for name in THROUGH_SQLALCHEMY))
-    else:
-        run_tests(session, "integration", "frameworks")
+        need_pgbouncer(session)
+        install(session, "poolers", f"sqlalchemy=={sqlalchemy}.*")
+        through_pgbouncer(session, "either")
         if not session.posargs:
-            session.run("pytest", "-m", "alone", "tests/integration/test_large_documents.py")
+            run_tests(session, "poolers")
+        return
+    install(session, "test", f"sqlalchemy=={sqlalchemy}.*")
+    run_tests(session, "integration", "frameworks")
+    if not session.posargs:
+        session.run("pytest", "-m", "alone", "tests/integration/test_large_documents.py")
 
 
 @nox.session(default=False)
-def poolers(session: nox.Session) -> None:
-    """Run behaviour tests through PgBouncer, then what pools, replicas and restarts may do.
-
-    It needs the program ``pgbouncer``, which no package index has.
-    """
+@nox.parametrize("driver", ["asyncpg", "psycopg"])
+def poolers(session: nox.Session, driver: str) -> None:
+    """Run the library through PgBouncer, each test that may by each driver."""
+    need_pgbouncer(session)
     install(session, "poolers")
-    for driver, names in THROUGH_A_POOLER.items():
-        session.env["LLMEMORY_TEST_POOLER"] = driver
-        run_tests(session, *(f"integration/test_{name}.py" for name in names))
-    del session.env["LLMEMORY_TEST_POOLER"]
-    run_tests(session, "poolers")
+    through_pgbouncer(session, driver)
 
 
 @nox.session(default=False)
@@ -219,6 +196,19 @@ def run_tests(session: nox.Session, *places: str) -> None:
     """Run pytest in folders or files of ``tests``, or with the arguments behind ``--``."""
     chosen = session.posargs or [f"tests/{place}" for place in places]
     session.run("pytest", "--numprocesses=2", "--dist=worksteal", "-m", "not alone", *chosen)
+
+
+def need_pgbouncer(session: nox.Session) -> None:
+    """Skip the session where the program is missing, which no package index has."""
+    if not shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin"):
+        session.skip("PgBouncer is not installed: apt-get install pgbouncer")
+
+
+def through_pgbouncer(session: nox.Session, driver: str) -> None:
+    """Run the behaviour tests through PgBouncer by one driver, or by either of the two."""
+    session.env["LLMEMORY_TEST_POOLER"] = driver
+    run_tests(session, "integration")
+    del session.env["LLMEMORY_TEST_POOLER"]
 
 
 def lowest_versions() -> Iterator[str]:

@@ -110,6 +110,12 @@ def translated(error: BaseException) -> LLMemoryError:
             sqlstate=state,
             constraint=constraint,
         )
+    if state == "08P01":
+        return StorageUnavailable(
+            "The server or a pooler before it refused the connection. A pooler's log says why: a "
+            "user or database that does not exist, a password, a server that is away.",
+            sqlstate=state,
+        )
     if state[:2] in {"08", "53"} or state in {"57P01", "57P02", "57P03", "57P05"}:
         return StorageUnavailable(
             "The database is not available now; try again later.", sqlstate=state

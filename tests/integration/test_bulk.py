@@ -232,6 +232,7 @@ async def test_an_embedder_that_fails_is_no_bad_document(
     assert rows(database_url)["documents"] == 0
 
 
+@pytest.mark.direct("ends the server's connections, and reads the answer through one of them")
 async def test_a_database_that_is_down_is_no_bad_document(
     make_memory: MakeMemory, database_url: str
 ) -> None:

@@ -170,6 +170,7 @@ def test_a_closed_pipe_is_quiet(
     assert b"Broken" not in problems
 
 
+@pytest.mark.direct("counts the server's connections, which are the pooler's")
 def test_ctrl_c_is_quiet_and_closes_the_connection(
     run: Run, notes: Path, database_url: str
 ) -> None:

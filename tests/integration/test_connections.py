@@ -20,6 +20,7 @@ END = (
 )
 
 
+@pytest.mark.direct("ends the server's connections, and reads the answer through one of them")
 async def test_what_the_server_has_closed_is_not_given_out(
     make_memory: MakeMemory, driver_url: str, database_url: str
 ) -> None:
@@ -37,6 +38,7 @@ async def test_what_the_server_has_closed_is_not_given_out(
     assert (await memory.add_document("acme", "b", "More days.")).status == "created"
 
 
+@pytest.mark.direct("counts the server's connections, which are the pooler's")
 async def test_what_arrives_after_the_end_is_closed(
     make_memory: MakeMemory, driver_url: str, database_url: str
 ) -> None:

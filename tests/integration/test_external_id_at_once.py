@@ -195,6 +195,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.direct("ends the server's connections, and reads the answer through one of them")
 async def test_killed_in_the_middle_of_a_bulk_run(
     make_memory: MakeMemory, database_url: str
 ) -> None:

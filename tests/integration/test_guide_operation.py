@@ -50,6 +50,7 @@ class SharedMemoryPool:
         await self.pool.close()
 
 
+@pytest.mark.direct("pgdbm sends parameters that PgBouncer refuses")
 async def test_a_shared_pool(
     openai_server: OpenAIServer, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

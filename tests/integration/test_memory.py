@@ -191,6 +191,7 @@ def test_the_interpreter_exits(driver_url: str, ending: str) -> None:
     assert (done.stdout, done.stderr, done.returncode) == ("fine\n", "", 0)
 
 
+@pytest.mark.direct("counts the server's connections, which are the pooler's")
 def test_no_connection_is_left(
     blocking_memory: Memory, driver_url: str, connections: Callable[[], int]
 ) -> None:
@@ -267,6 +268,7 @@ def test_a_signal_handler_does_not_lose_the_result(blocking_memory: Memory) -> N
     assert seen
 
 
+@pytest.mark.direct("counts the server's connections, which are the pooler's")
 def test_a_memory_collected_in_the_loops_own_thread_is_closed(database_url: str) -> None:
     memory = Memory(database_url, embedder=HashEmbedder())
     memory.initialize()
@@ -322,6 +324,7 @@ def test_what_ends_a_process_in_a_call_ends_only_that_call(
         assert len(memory.search("acme", "leave")) == 1
 
 
+@pytest.mark.direct("counts the server's connections, which are the pooler's")
 def test_close_leaves_no_connection_of_calls_under_way(database_url: str) -> None:
     memory = Memory(database_url, embedder=HashEmbedder())
     memory.initialize()

@@ -14,7 +14,7 @@ from llmemory.documents import bulk
 from llmemory.embedding.openai import OpenAIEmbedder
 from llmemory.reembedding import chunk_walk
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.direct("no database is asked")]
 
 
 class TestManyRequestsAtOnce:

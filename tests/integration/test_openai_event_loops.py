@@ -22,7 +22,7 @@ from llmemory.errors import (
     LLMemoryError,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.direct("no database is asked")]
 
 
 class TestEventLoops:

@@ -53,6 +53,7 @@ async def pgdbm_pool(url: str, size: int = 3, **options: Any) -> AsyncIterator[a
             await pool.close()
 
 
+@pytest.mark.direct("pgdbm sends parameters that PgBouncer refuses")
 class TestPoolsOfAsyncpg:
     async def test_connections_come_from_the_pool_and_go_back_as_they_came(
         self, database_url: str
@@ -257,6 +258,7 @@ class TestPoolsOfAsyncpg:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("kind", "count"), [("engine", 100), ("memory", 10), ("pgdbm", 10)])
+@pytest.mark.direct("counts the server's connections, which are the pooler's")
 async def test_many_schemas_on_one_engine(kind: str, count: int, database_url: str) -> None:
     """At most the pool's connections, each schema migrated on its own, nothing mixed up."""
     named = url_named(database_url, "many")

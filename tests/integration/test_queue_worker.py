@@ -45,6 +45,7 @@ class TestWorker:
         assert (await memory.get_statistics("acme")).pending_embeddings == 0
 
     @pytest.mark.parametrize("of_session", [False, True], ids=["own", "session"])
+    @pytest.mark.direct("listens for NOTIFY")
     async def test_a_notification_wakes_it(
         self, make_memory: MakeMemory, driver_url: str, of_session: bool
     ) -> None:
@@ -73,6 +74,7 @@ class TestWorker:
                 await anyio.sleep(0.1)
                 await leave(memory, "acme", text)
 
+    @pytest.mark.direct("listens for NOTIFY")
     async def test_a_lost_listener_is_no_loss(
         self, make_memory: MakeMemory, driver_url: str
     ) -> None:

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.anyio
 
 
 class TestTheEngineOfAMemory:
+    @pytest.mark.direct("counts the server's connections, which are the pooler's")
     async def test_child_and_parent_use_the_same_connections(self, database_url: str) -> None:
         settings = Settings(pool_size=2, pool_overflow=0)
         parent = AwordMemory(

@@ -31,8 +31,9 @@ Run: TypeAlias = Callable[..., Done]
 
 
 def environment(url: str | None, **variables: str) -> dict[str, str]:
-    """Return the variables of a command on the database of a URL, and no other settings."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("LLMEMORY_")}
+    """Return the variables of a command on the database of a URL."""
+    # A fixture has hidden the developer's own settings already.
+    kept = dict(os.environ)
     path = os.pathsep.join([str(PACKAGE_PARENT), *filter(None, [kept.get("PYTHONPATH")])])
     # Deterministic vectors: what is tested here is the command line, not the ranking.
     ours = {"PYTHONPATH": path, "LLMEMORY_EMBEDDER": "hash", "COLUMNS": "80"}

@@ -9,9 +9,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from llmemory import AsyncMemory, HashEmbedder, Settings, _bridge
+from llmemory import AsyncMemory, HashEmbedder, _bridge
 from llmemory import memory as blocking
-from plugins.poolers import PgBouncer, through
 from plugins.server import fresh_database
 
 
@@ -63,10 +62,7 @@ def embedder() -> HashEmbedder:
 
 @pytest.fixture
 async def make_memory(
-    anyio_backend: str,
-    database_url: str,
-    embedder: HashEmbedder,
-    pooler_of_all: PgBouncer | None,
+    anyio_backend: str, database_url: str, embedder: HashEmbedder
 ) -> AsyncIterator[MakeMemory]:
     """Make memories on ``database_url``, or on another URL or engine if one is given."""
     made: list[AsyncMemory] = []
@@ -74,10 +70,6 @@ async def make_memory(
     def make(url: str | None = None, **options: Any) -> AsyncMemory:
         if url is None and "engine" not in options:
             url = database_url
-        if pooler_of_all is not None and url is not None:
-            url = through(pooler_of_all, url)
-            settings = options.get("settings") or Settings()
-            options["settings"] = settings.model_copy(update={"transaction_pooler": True})
         memory = AsyncMemory(url, **{"embedder": embedder, **options})
         made.append(memory)
         return memory

@@ -1,7 +1,8 @@
 """PgBouncer in transaction mode, before the server of the test run or before another one.
 
-With LLMEMORY_TEST_POOLER=asyncpg, or psycopg, the fixture ``make_memory`` makes its memories
-connect through it, by that driver where a test names none: so the behaviour tests pass through it.
+With LLMEMORY_TEST_POOLER=asyncpg, psycopg or either, it stands before every database of the tests,
+and the library is told so. All go by that driver, or each test by one of them. Tests marked
+``direct`` stay out.
 """
 
 from __future__ import annotations
@@ -17,19 +18,37 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
+from zlib import crc32
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
+from sqlalchemy import Dialect, Engine, Pool, event
 
+from llmemory import Settings
+from llmemory.database import drivers
 from llmemory.embedded.account import Account, unprivileged_account
-from plugins.server import with_driver
+from llmemory.settings import _EnvironmentSettings
 
-POOLER_VARIABLE = "LLMEMORY_TEST_POOLER"
 # Taken before a fixture hides what begins with LLMEMORY_.
-POOLER_DRIVER = os.environ.get(POOLER_VARIABLE, "")
+POOLER = os.environ.get("LLMEMORY_TEST_POOLER", "")
 STARTING_S = 10.0
+# What parameters of tests call them.
+DRIVERS = {
+    "postgresql": "asyncpg",
+    "postgresql+psycopg": "psycopg",
+    "asyncpg": "asyncpg",
+    "psycopg": "psycopg",
+}
+UNPREPARED: dict[str, dict[str, Any]] = {
+    "asyncpg": {
+        "statement_cache_size": 0,
+        "prepared_statement_cache_size": 0,
+        "prepared_statement_name_func": lambda: "",
+    },
+    "psycopg": {"prepare_threshold": None},
+}
 
 
 class PgBouncer:
@@ -45,21 +64,27 @@ class PgBouncer:
         self.folder = folder
         self.port = free_port()
         self._account = account
+        server = conninfo_to_dict(server_url)
+        wanted = ("host", "port")
+        self._server = " ".join(f"{name}={server[name]}" for name in wanted if name in server)
+        self._user = str(server.get("user", "postgres"))
+        self._users = f'"{self._user}" "{server.get("password", "")}"'
         self.settings = {
             "listen_addr": "127.0.0.1",
             "listen_port": self.port,
             "unix_socket_dir": "",
             "pool_mode": "transaction",
-            "auth_type": "any",
+            # Everybody logs in to the server as who they are, and it says who exists.
+            "auth_type": "trust",
+            "auth_file": folder / "users",
+            "auth_user": self._user,
+            "admin_users": self._user,
             "max_client_conn": 500,
             "default_pool_size": 4,
             # A server that was away is tried again soon.
             "server_login_retry": 1,
             **settings,
         }
-        server = conninfo_to_dict(server_url)
-        wanted = ("host", "port", "user", "password")
-        self._server = " ".join(f"{name}={server[name]}" for name in wanted if name in server)
         self._process: subprocess.Popen[str] | None = None
 
     def write(self, name: str, content: str) -> Path:
@@ -74,6 +99,8 @@ class PgBouncer:
         lines = [f"{name} = {value}" for name, value in self.settings.items()]
         lines = ["[databases]", f"* = {self._server}", "[pgbouncer]", *lines]
         path = self.write("pgbouncer.ini", "\n".join(lines))
+        if not (self.folder / "users").exists():
+            self.write("users", self._users)
         is_foreign = self._account.is_foreign
         self._process = subprocess.Popen(
             [_program(), "--quiet", path],
@@ -99,12 +126,13 @@ class PgBouncer:
     def url(self, url: str) -> str:
         """Return `url` with this in the place of the server."""
         parts = urlsplit(url)
-        netloc = f"{parts.username or 'postgres'}@127.0.0.1:{self.port}"
+        login = parts.netloc.rpartition("@")[0] or self._user
+        netloc = f"{login}@127.0.0.1:{self.port}"
         return urlunsplit(parts._replace(netloc=netloc, query=""))
 
     def show(self, what: str) -> list[dict[str, Any]]:
         """Return what ``SHOW`` tells on its console."""
-        console = f"postgresql://postgres@127.0.0.1:{self.port}/pgbouncer"
+        console = f"postgresql://{self._user}@127.0.0.1:{self.port}/pgbouncer"
         with psycopg.connect(console, autocommit=True, row_factory=dict_row) as connection:
             return connection.execute(f"SHOW {what}".encode()).fetchall()
 
@@ -116,31 +144,85 @@ class PgBouncer:
 
 
 @pytest.fixture(scope="session")
-def make_pooler(server_url: str) -> Iterator[Callable[..., PgBouncer]]:
+def make_pooler(server_itself: str) -> Iterator[Callable[..., PgBouncer]]:
     """``make_pooler(server_url, **settings)``: a PgBouncer that stops with the session."""
     with ExitStack() as stack:
 
-        def make(url: str = server_url, **settings: Any) -> PgBouncer:
+        def make(url: str = server_itself, **settings: Any) -> PgBouncer:
             return stack.enter_context(_running(url, **settings))
 
         yield make
 
 
 @pytest.fixture(scope="session")
-def pooler_of_all(make_pooler: Callable[..., PgBouncer]) -> Iterator[PgBouncer | None]:
-    """What every memory connects through, if anything."""
-    pooler = make_pooler() if POOLER_DRIVER else None
-    yield pooler
-    if pooler is not None:
-        assert any(row["total_query_count"] > 1 for row in pooler.show("STATS")), "nobody did"
+def server_url(server_itself: str, make_pooler: Callable[..., PgBouncer]) -> str:
+    """A superuser's URL of the server, or of the pooler that all tests are to go through."""
+    return make_pooler().url(server_itself) if POOLER else server_itself
 
 
-def through(pooler: PgBouncer, url: str) -> str:
-    """Return `url` with the pooler in the server's place, by the driver that was asked for."""
-    url = pooler.url(url)
-    if POOLER_DRIVER and urlsplit(url).scheme == "postgresql":
-        return with_driver(url, f"postgresql+{POOLER_DRIVER}")
-    return url
+@pytest.fixture(autouse=True)
+def told_of_the_pooler(
+    request: pytest.FixtureRequest,
+    no_settings_from_outside: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tell other processes of the pooler, and take the test's driver where none is named."""
+    if POOLER:
+        monkeypatch.setenv("LLMEMORY_TRANSACTION_POOLER", "true")
+        monkeypatch.setitem(drivers._DRIVERS, "postgresql", _driver(request.node))
+
+
+def pytest_configure() -> None:
+    """Tell the library of the pooler, and engines made by tests not to prepare statements."""
+    if not POOLER:
+        return
+    for settings in (Settings, _EnvironmentSettings):
+        settings.model_fields["transaction_pooler"].default = True
+        settings.model_rebuild(force=True)
+
+    event.listen(Engine, "do_connect", _prepare_nothing)
+    event.listen(Pool, "connect", _prepare_nothing_on)
+
+
+def _prepare_nothing(
+    dialect: Dialect, record: object, positional: object, named: dict[str, Any]
+) -> None:
+    # The library's own engines name the server by other means, and must know for themselves.
+    if "host" in named:
+        named |= UNPREPARED[dialect.driver]
+
+
+def _prepare_nothing_on(connection: Any, record: object) -> None:
+    # What a creator of the test's own has made, which the event before does not see.
+    driver = getattr(connection, "driver_connection", connection)
+    if (
+        isinstance(driver, psycopg.BaseConnection)
+        and driver.info.get_parameters().get("application_name") != "llmemory"
+    ):
+        driver.prepare_threshold = None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests that need a session of their own, and those of the other driver."""
+    if POOLER:
+        left_out = [item for item in items if not _goes_through(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _goes_through(item: pytest.Item) -> bool:
+    if item.get_closest_marker("direct"):
+        return False
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    named = {DRIVERS[text] for text in parameters if isinstance(text, str) and text in DRIVERS}
+    return named <= {_driver(item)}
+
+
+def _driver(item: pytest.Item) -> str:
+    if POOLER != "either":
+        return POOLER
+    function = item.nodeid.partition("[")[0]
+    return sorted(UNPREPARED)[crc32(function.encode()) % 2]
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def server_url() -> Iterator[str]:
+def server_itself() -> Iterator[str]:
     """A superuser's URL of the server, with the scheme ``postgresql``."""
     given = os.environ.get(SERVER_VARIABLE)
     with _server_given(given) if given else _server_embedded() as url:
@@ -91,9 +91,10 @@ def _server_embedded() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def template(server_url: str) -> Iterator[str]:
+def template(server_itself: str) -> Iterator[str]:
     """Name of a migrated database, made once and cloned for every test."""
-    with fresh_database(server_url) as url:
+    # Past a pooler, whose connections would forbid to clone it.
+    with fresh_database(server_itself) as url:
         engine = create_engine(
             "postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=NullPool
         )

@@ -10,7 +10,7 @@ import pytest
 import trustme
 from integration.helpers import fetch, together
 from plugins.memories import MakeMemory
-from plugins.poolers import PgBouncer
+from plugins.poolers import UNPREPARED, PgBouncer
 from plugins.server import with_driver
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -21,11 +21,6 @@ from llmemory import AsyncMemory, Settings
 pytestmark = pytest.mark.anyio
 
 BEHIND = Settings(transaction_pooler=True)
-UNPREPARED = {
-    "statement_cache_size": 0,
-    "prepared_statement_cache_size": 0,
-    "prepared_statement_name_func": lambda: "",
-}
 END = (
     "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
     "WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -88,7 +83,8 @@ async def test_tls(
     url = pooler.url(database_url)
     trusting = ssl.create_default_context(cafile=str(pooler.folder / "ca.pem"))
     engine = create_async_engine(
-        with_driver(url, "postgresql+asyncpg"), connect_args={"ssl": trusting, **UNPREPARED}
+        with_driver(url, "postgresql+asyncpg"),
+        connect_args={"ssl": trusting, **UNPREPARED["asyncpg"]},
     )
     await use(make_memory(engine=engine, settings=BEHIND), "acme")
     await engine.dispose()
@@ -113,10 +109,9 @@ async def test_a_password_for_each_connection(
     pooler.write("users", '"postgres" "token-1"')
     pooler.start()
     token = "token-1"
-    arguments: dict[str, Any] = UNPREPARED if driver == "asyncpg" else {"prepare_threshold": None}
     engine = create_async_engine(
         with_driver(pooler.url(database_url), f"postgresql+{driver}"),
-        connect_args=arguments,
+        connect_args=UNPREPARED[driver],
         poolclass=NullPool,
     )
 

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from integration.helpers import broken_documents, fetch, together
 from plugins.memories import MakeMemory
-from plugins.poolers import PgBouncer
+from plugins.poolers import UNPREPARED, PgBouncer
 from plugins.server import with_driver
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -24,14 +24,6 @@ pytestmark = pytest.mark.anyio
 CALLERS = 16
 ROUNDS = 3
 BEHIND = Settings(transaction_pooler=True)
-UNPREPARED = {
-    "asyncpg": {
-        "statement_cache_size": 0,
-        "prepared_statement_cache_size": 0,
-        "prepared_statement_name_func": lambda: "",
-    },
-    "psycopg": {"prepare_threshold": None},
-}
 
 
 @pytest.fixture(scope="module")
