@@ -43,15 +43,12 @@ async def session_lock(
     """
     values = {"lock_name": name}
     if not database.has_sessions:
-        async with database.transaction() as holder:
-            is_ours = await _try(holder, TRY_LOCK_IN_TRANSACTION, values, wait=wait)
-            with translated_errors():
-                # Last, for PostgreSQL keeps the snapshot of a SELECT until the next statement, and
-                # the build of an index would wait for it.
-                await holder.execute(_WAIT_PATIENTLY)
+        async with _transaction_lock(database, values, wait=wait) as is_ours:
             yield is_ours
         return
-    is_ours = await _try(connection, TRY_LOCK, values, wait=wait)
+    # A lock tells nobody in this process that it is free.
+    while not (is_ours := await _try(connection, TRY_LOCK, values)) and wait:  # noqa: ASYNC110
+        await anyio.sleep(POLL_S)
     if not is_ours:
         yield False
         return
@@ -70,12 +67,25 @@ async def session_lock(
                     await connection.invalidate()
 
 
-async def _try(
-    connection: AsyncConnection, statement: TextClause, values: dict[str, str], *, wait: bool
-) -> bool:
+@asynccontextmanager
+async def _transaction_lock(
+    database: Database, values: dict[str, str], *, wait: bool
+) -> AsyncIterator[bool]:
+    # Whoever waits does so outside: a transaction that stays open takes a connection of the
+    # pooler's, and the build of an index, under the lock, would wait for it in turn.
+    while True:
+        async with database.transaction() as holder:
+            is_ours = await _try(holder, TRY_LOCK_IN_TRANSACTION, values)
+            if is_ours or not wait:
+                with translated_errors():
+                    # Last, for PostgreSQL keeps the snapshot of a SELECT until the next statement,
+                    # and the build of an index would wait for it.
+                    await holder.execute(_WAIT_PATIENTLY)
+                yield is_ours
+                return
+        await anyio.sleep(POLL_S)
+
+
+async def _try(connection: AsyncConnection, statement: TextClause, values: dict[str, str]) -> bool:
     with translated_errors():
-        while not (is_ours := bool((await connection.execute(statement, values)).scalar_one())):
-            if not wait:
-                break
-            await anyio.sleep(POLL_S)
-    return is_ours
+        return bool((await connection.execute(statement, values)).scalar_one())
