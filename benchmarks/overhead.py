@@ -129,7 +129,7 @@ async def main(options: argparse.Namespace) -> None:
         from llmemory import embedded
 
         url = embedded.start().url
-    settings = Settings(pool_size=CALLERS, pool_overflow=0)
+    settings = Settings(pool_size=CALLERS)
     async with (
         AsyncMemory(url, schema=SCHEMA, embedder=HashEmbedder(256), settings=settings) as memory,
         asyncpg.create_pool(url, min_size=CALLERS, max_size=CALLERS) as plain,
