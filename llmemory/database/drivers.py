@@ -19,6 +19,7 @@ import sqlalchemy.exc
 from sqlalchemy import Table, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import PoolProxiedConnection
+from sqlalchemy.util.concurrency import in_greenlet
 
 from llmemory.database.driver_errors import translated, translated_errors
 from llmemory.errors import (
@@ -118,6 +119,7 @@ def create_engine(url: str, settings: Settings) -> AsyncEngine:
             options["connect_args"] |= _UNNAMED
     engine = create_async_engine(f"postgresql+{driver}://", **options)
     event.listen(engine.sync_engine, "checkout", _refuse_ended)
+    event.listen(engine.sync_engine, "do_connect", _refuse_to_wait)
     return engine
 
 
@@ -136,6 +138,12 @@ def _refuse_ended(connection: Any, record: object, proxy: object) -> None:
             driver.pgconn.consume_input()
     if is_broken(driver):
         raise sqlalchemy.exc.DisconnectionError
+
+
+def _refuse_to_wait(*connecting: object) -> None:
+    """Have no connection made where nothing can wait: SQLAlchemy begins it, and warns of that."""
+    if not in_greenlet():
+        raise sqlalchemy.exc.MissingGreenlet
 
 
 def _psycopg_creator(url: str, settings: Settings) -> Callable[[], Awaitable[Any]]:

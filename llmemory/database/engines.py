@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import anyio
 import anyio.to_thread
 from sqlalchemy import Connection
+from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.pool import NullPool, Pool, QueuePool
 
@@ -203,13 +204,33 @@ class Database:
         engine = await self.engine()
         with self._schema_named(), translated_errors():
             # Autocommit saves the two round trips of BEGIN and COMMIT.
-            idle = _isolated(engine, "AUTOCOMMIT").connect()
-            lies_ready = not self.is_given and _lies_ready(engine.pool)
-            async with (
-                _at_once(idle) if lies_ready else self._arriving(idle) as connection,
-                self._dropped_if_closed(connection),
-            ):
+            engine = _isolated(engine, "AUTOCOMMIT")
+            ready = self._taken_at_once(engine)
+            taken = self._arriving(engine.connect()) if ready is None else _given_back(ready)
+            async with taken as connection, self._dropped_if_closed(connection):
                 yield connection
+
+    def _taken_at_once(self, engine: AsyncEngine) -> AsyncConnection | None:
+        """Return a connection that lies ready in a pool of ours, or None if it takes waiting.
+
+        No cancellation can meet it half-way, so that it needs none of the tasks that guard against
+        that, which take most of the time.
+        """
+        settings = (self if self._lender is None else self._lender)._settings
+        pool = engine.pool
+        if (
+            self.is_given
+            # psycopg's connections wait even to set AUTOCOMMIT, and so do full pools.
+            or engine.dialect.driver != "asyncpg"
+            or not isinstance(pool, QueuePool)
+            or not pool.checkedin()
+            or pool.overflow() >= settings.pool_overflow
+        ):
+            return None
+        # Nothing can wait outside of a greenlet: where the server has ended it, this fails.
+        with suppress(MissingGreenlet):
+            return AsyncConnection(engine, engine.sync_engine.connect())
+        return None
 
     @asynccontextmanager
     async def transaction(
@@ -383,18 +404,9 @@ async def _left_in_peace(
         await manager.__aexit__(None, None, None)
 
 
-def _lies_ready(pool: Pool) -> bool:
-    return isinstance(pool, QueuePool) and pool.checkedin() > 0
-
-
 @asynccontextmanager
-async def _at_once(connection: AsyncConnection) -> AsyncIterator[AsyncConnection]:
-    """Enter a connection that lies ready in a pool of ours, to read in autocommit.
-
-    It comes and goes without waiting, so that no cancellation can meet it half-way. The tasks that
-    would guard against that are half of what taking a connection costs.
-    """
-    await connection.start()
+async def _given_back(connection: AsyncConnection) -> AsyncIterator[AsyncConnection]:
+    """Give one back that was taken at once: in autocommit there is nothing to roll back."""
     try:
         yield connection
     except BaseException as error:

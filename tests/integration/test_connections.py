@@ -1,4 +1,4 @@
-"""Connections that end while they lie in the pool."""
+"""Connections that end while they lie in the pool, or in the middle of a search."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ import psycopg
 import pytest
 from integration.helpers import fetch
 from plugins.memories import MakeMemory
+from sqlalchemy.pool import QueuePool
+
+from llmemory import Settings
 
 pytestmark = pytest.mark.anyio
 
 END = (
     "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
     "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
+SESSIONS = (
+    "SELECT count(*) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND application_name = 'llmemory'"
 )
 
 
@@ -58,7 +65,23 @@ async def test_what_arrives_after_the_end_is_closed(
     gc.collect()
 
 
-SESSIONS = (
-    "SELECT count(*) FROM pg_stat_activity "
-    "WHERE datname = current_database() AND application_name = 'llmemory'"
-)
+async def test_cancelled_at_any_moment_no_connection_is_lost(
+    make_memory: MakeMemory, driver_url: str
+) -> None:
+    settings = Settings(pool_size=1, pool_overflow=1, pool_timeout_s=60)
+    memory = make_memory(driver_url, settings=settings)
+    await memory.add_document("acme", "a", "Days of leave.")
+    for moment in range(24):
+        # A cancelled statement costs its connection: this one finds the next one lying ready.
+        assert await memory.search("acme", "leave")
+        call = asyncio.ensure_future(memory.search("acme", "leave"))
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        call.cancel()
+        (outcome,) = await asyncio.gather(call, return_exceptions=True)
+        assert isinstance(outcome, list | asyncio.CancelledError), repr(outcome)
+    # One that was lost would say so now.
+    gc.collect()
+    pool = (await memory._database.engine()).pool
+    assert isinstance(pool, QueuePool)
+    assert pool.checkedout() == 0
