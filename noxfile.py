@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 
 PYPROJECT = load_toml("pyproject.toml")
 PYTHONS = ["3.11", "3.12", "3.13"]
+NEED_ARGUMENTS = {"local_heartbeat", "peers", "quality"}
 UNWANTED = {"langchain", "langchain-core", "openai", "torch", "transformers"}
 
 nox.needs_version = ">=2025.2.9"
@@ -166,11 +167,14 @@ def local(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks: all, or the files named behind ``--``."""
-    install(session, "test")
-    files = {str(file) for file in Path("benchmarks").glob("[!_]*.py")}
-    for file in session.posargs or sorted(files - {"benchmarks/peers.py"}):
-        session.run("python", file)
+    """Run the benchmarks that need no arguments, or the one behind ``--`` with those it has."""
+    install(session, "bench")
+    if session.posargs:
+        session.run("python", *session.posargs)
+        return
+    for file in sorted(Path("benchmarks").glob("[!_]*.py")):
+        if file.stem not in NEED_ARGUMENTS:
+            session.run("python", str(file))
 
 
 @nox.session(default=False)

@@ -164,6 +164,26 @@ async def histories(
     await memory.delete_owner(collection.name)
 
 
+def plot(scores: Sequence[Score], file: Path) -> None:
+    """Draw nDCG@10 of each way to search, collection by collection."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    drawn = [score for score in scores if score.history == "at once"]
+    names = list(dict.fromkeys(score.collection for score in drawn))
+    figure, axes = pyplot.subplots(figsize=(8, 3.5))
+    for number, search_type in enumerate(SearchType):
+        heights = [score.ndcg_10 for score in drawn if score.search_type == search_type]
+        places = [place + (number - 1) * 0.27 for place in range(len(names))]
+        axes.bar(places, heights, width=0.25, label=search_type.value)
+    axes.set(ylabel="nDCG@10", ylim=(0, 1), xticks=range(len(names)), xticklabels=names)
+    axes.legend(ncols=3, loc="lower left")
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+
+
 async def main(arguments: argparse.Namespace) -> None:
     """Measure each collection and print the table."""
     languages = dict(pair.split("=") for pair in arguments.language)
@@ -190,6 +210,8 @@ async def main(arguments: argparse.Namespace) -> None:
                     )
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(score) for score in scores], indent=2))
+    if arguments.plot:
+        plot(scores, arguments.plot)
 
 
 def arguments() -> argparse.Namespace:
@@ -206,6 +228,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--alpha", type=float, help="weight of meaning; default: the embedder's")
     parser.add_argument("--json", type=Path, help="write the scores here")
+    parser.add_argument("--plot", type=Path, help="picture to draw; needs matplotlib")
     parser.add_argument("--database-url", help="default: the embedded server")
     return parser.parse_args()
 
