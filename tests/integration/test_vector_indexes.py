@@ -107,7 +107,7 @@ async def test_a_large_owner_is_searched_through_its_index(
 ) -> None:
     await explained.search(LARGE, QUERY, search_type="vector")
     assert INDEX in indexes_read(plans())
-    assert most_rows(plans(), "embeddings") <= 10
+    assert most_rows(plans(), "embeddings") <= 11  # One more shows that it is no equal.
 
 
 async def test_a_small_owner_is_searched_exactly(explained: AsyncMemory, plans: Any) -> None:
@@ -121,7 +121,7 @@ async def test_a_filter_that_leaves_half_is_put_to_what_the_index_gives(
 ) -> None:
     await explained.search(LARGE, QUERY, search_type="vector", metadata_filter={"half": True})
     assert INDEX in indexes_read(plans())
-    assert most_rows(plans(), "embeddings") <= 10
+    assert most_rows(plans(), "embeddings") <= 11  # One more shows that it is no equal.
 
 
 async def test_what_a_selective_filter_leaves_is_read_exactly(

@@ -160,9 +160,14 @@ def _through_index(tables: Tables, shape: SearchShape, is_few: ColumnElement[boo
         statement = statement.where(_passes(tables, shape, embeddings))
     if shape.is_narrowed and shape.passing == "unknown":
         statement = statement.where(not_(is_few))
-    candidates = statement.order_by(order).limit(wanted)
-    if shape.index == "signs":
-        candidates = _nearest(select(candidates.subquery("candidates")), shape)
+    statement = statement.order_by(order)
+    # The index gives equals in any order: which of them are hits would depend on the page.
+    found = (
+        statement.limit(wanted)
+        if shape.index == "signs"
+        else statement.fetch(wanted, with_ties=True)
+    )
+    candidates = _nearest(select(found.subquery("candidates")), shape)
     return candidates.cte("through_index").prefix_with("MATERIALIZED")
 
 
