@@ -52,6 +52,8 @@ if context.is_offline_mode():
     schema_name = context.config.attributes.get("schema") or Settings.from_env().schema_name
     context.configure(
         dialect_name="postgresql",
+        # A driver would take the % of a name doubled; nobody undoes that in a script.
+        dialect_opts={"paramstyle": "named"},
         literal_binds=True,
         **migrate.context_options(schema_name),
     )

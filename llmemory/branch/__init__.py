@@ -89,6 +89,7 @@ def run(schema: str, start: str | None, steps: Callable[[Any, Any], list[Any]]) 
     inner = MigrationContext.configure(
         connection=None if outer.as_sql else outer.connection,
         dialect_name="postgresql",
+        dialect_opts={"paramstyle": "named"} if outer.as_sql else None,
         opts={
             **migrate.context_options(schema),
             "as_sql": outer.as_sql,

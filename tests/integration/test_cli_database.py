@@ -40,7 +40,7 @@ def test_db_goes_down_and_up(run: Run, notes: Path) -> None:
     assert ids(run) == {}
 
 
-@pytest.mark.parametrize("schema", ["llmemory", "My-tenant"])
+@pytest.mark.parametrize("schema", ["llmemory", "My-tenant", '100% "ü":x'])
 def test_db_sql_makes_the_same_tables(run: Run, empty_database_url: str, schema: str) -> None:
     script = run("db", "sql", "--schema", schema, "--database-url", "postgresql://nowhere").stdout
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
