@@ -56,6 +56,7 @@ def parsed_query(query_text: str) -> Query:
         if phrase is not None and phrase.strip():
             if match["minus"]:
                 excluded.append(phrase)
+                is_joined = False
                 continue
             term, is_phrase = phrase, True
         elif word == "OR":
@@ -63,6 +64,7 @@ def parsed_query(query_text: str) -> Query:
             continue
         elif word and _EXCLUDED_WORD.match(word):
             excluded.append(word[1:])
+            is_joined = False
             continue
         elif word:
             term, is_phrase = word, False

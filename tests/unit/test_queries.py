@@ -24,6 +24,14 @@ from llmemory.text.queries import LONGEST_SEARCH, Query, parsed_query
             Query("annual leave holiday", (("annual leave", "holiday"),), (), False),
         ),
         ("leave OR holiday", Query("leave holiday")),
+        (
+            '"annual leave" OR -parental holiday',
+            Query("annual leave holiday", (("annual leave",),), ("parental",)),
+        ),
+        (
+            '"annual leave" OR -"sick leave" holiday',
+            Query("annual leave holiday", (("annual leave",),), ("sick leave",)),
+        ),
         ("OR leave", Query("leave")),
         ("leave OR", Query("leave")),
         ("black or white", Query("black or white")),
