@@ -258,15 +258,25 @@ async def copy_into(
             )
         else:
             from psycopg import sql
+            from psycopg.copy import AsyncLibpqWriter
+            from psycopg.pq import TransactionStatus
 
             statement = sql.SQL("COPY {}.{} ({}) FROM STDIN (FORMAT BINARY)").format(
                 sql.Identifier(table.schema or ""),
                 sql.Identifier(table.name),
                 sql.SQL(", ").join(map(sql.Identifier, names)),
             )
-            async with raw.cursor() as cursor, cursor.copy(statement) as copy:  # type: ignore[union-attr]
-                async for block in _async_iterator(blocks):
-                    await copy.write(block)
+            async with raw.cursor() as cursor:  # type: ignore[union-attr]
+                try:
+                    async with cursor.copy(statement) as copy:
+                        async for block in _async_iterator(blocks):
+                            await copy.write(block)
+                except asyncio.CancelledError as cancelled:
+                    # Cancelled on its way into COPY, psycopg leaves it open: nothing else, not
+                    # even a rollback, could be executed.
+                    if raw.info.transaction_status is TransactionStatus.ACTIVE:  # type: ignore[union-attr]
+                        await AsyncLibpqWriter(cursor).finish(cancelled)
+                    raise
 
 
 async def fetch(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import psycopg
 import pytest
 from integration.helpers import GatedEmbedder, broken_documents, paragraphs, rows
 from plugins.memories import MakeMemory
+from plugins.server import with_driver
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import (
@@ -41,7 +44,6 @@ KINDS = pytest.mark.parametrize("kind", ["session", "connection"])
 async def engine(driver_url: str) -> AsyncIterator[AsyncEngine]:
     scheme, _, rest = driver_url.partition("://")
     scheme = "postgresql+asyncpg" if scheme == "postgresql" else scheme
-    import psycopg
     from sqlalchemy.pool import NullPool
 
     if scheme == "postgresql+psycopg":
@@ -343,3 +345,33 @@ async def test_a_session_that_cannot_be_used_is_named(
 
 async def add(memory: AsyncMemory, connection: AsyncConnection) -> None:
     await memory.add_document("acme", "Leave", "25 days.", embed="later", session=connection)
+
+
+async def test_cancelled_on_its_way_into_copy_it_can_be_rolled_back(
+    make_memory: MakeMemory, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = psycopg.AsyncConnection.wait
+
+    async def cancelled_wait(self: Any, generator: Any, *arguments: Any) -> Any:
+        if generator.__name__ == "_start_copy_gen":
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+        return await wait(self, generator, *arguments)
+
+    memory = make_memory(database_url)
+    await memory.initialize()
+    engine = create_async_engine(with_driver(database_url, "postgresql+psycopg"))
+    async with AsyncSession(engine) as session:
+        with monkeypatch.context() as patch:
+            patch.setattr(psycopg.AsyncConnection, "wait", cancelled_wait)
+            adding = asyncio.create_task(
+                memory.add_document("acme", "Leave", "25 days.", session=session)
+            )
+            with pytest.raises(asyncio.CancelledError):
+                await adding
+        await session.rollback()
+        await memory.add_document("acme", "Leave", "25 days.", session=session)
+        await session.commit()
+    assert (await memory.list_documents("acme")).total_count == 1
+    await engine.dispose()
