@@ -19,6 +19,28 @@ from packaging.requirements import Requirement
 
 PYPROJECT = load_toml("pyproject.toml")
 PYTHONS = ["3.11", "3.12", "3.13"]
+THROUGH_SQLALCHEMY = (
+    "bulk",
+    "built_documents",
+    "callers_engines",
+    "connections",
+    "documents",
+    "event_loops",
+    "external_id",
+    "maintenance",
+    "memory",
+    "models",
+    "plans",
+    "queue",
+    "row_level_security",
+    "search",
+    "search_filters",
+    "search_statement",
+    "sessions_of_built_documents",
+    "shared_pools",
+    "stored_documents",
+    "transactions",
+)
 NEED_ARGUMENTS = {"local_heartbeat", "peers", "quality"}
 UNWANTED = {"langchain", "langchain-core", "openai", "torch", "transformers"}
 
@@ -108,16 +130,22 @@ def unit(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("sqlalchemy", ["2.0", "2.1"])
 def integration(session: nox.Session, sqlalchemy: str) -> None:
-    """Run the library against a server; with the older SQLAlchemy through PgBouncer, if any."""
+    """Run the library against a server; on the older SQLAlchemy what speaks to it.
+
+    That goes through PgBouncer where the program is installed, as ``tests/poolers`` does.
+    """
     install(session, "poolers", f"sqlalchemy=={sqlalchemy}.*")
-    if sqlalchemy == "2.0" and has_pgbouncer():
-        through_pgbouncer(session, "either")
-        if not session.posargs:
-            run_tests(session, "poolers")
-    else:
+    if sqlalchemy == "2.1":
         run_tests(session, "integration", "frameworks")
-    if sqlalchemy == "2.1" and not session.posargs:
-        session.run("pytest", "-m", "alone", "tests/integration/test_large_documents.py")
+        if not session.posargs:
+            session.run("pytest", "-m", "alone", "tests/integration/test_large_documents.py")
+        return
+    files = [f"integration/test_{name}.py" for name in THROUGH_SQLALCHEMY]
+    if has_pgbouncer():
+        session.env["LLMEMORY_TEST_POOLER"] = "either"
+    run_tests(session, *files)
+    if session.env.pop("LLMEMORY_TEST_POOLER", None) and not session.posargs:
+        run_tests(session, "poolers")
 
 
 @nox.session(default=False)
@@ -127,7 +155,8 @@ def poolers(session: nox.Session, driver: str) -> None:
     if not has_pgbouncer():
         session.error("Install the program first: apt-get install pgbouncer")
     install(session, "poolers")
-    through_pgbouncer(session, driver)
+    session.env["LLMEMORY_TEST_POOLER"] = driver
+    run_tests(session, "integration")
 
 
 @nox.session(default=False)
@@ -204,13 +233,6 @@ def run_tests(session: nox.Session, *places: str) -> None:
 def has_pgbouncer() -> bool:
     """Return whether the program is installed; no package index has it."""
     return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is not None
-
-
-def through_pgbouncer(session: nox.Session, driver: str) -> None:
-    """Run the behaviour tests through PgBouncer by one driver, or by either of the two."""
-    session.env["LLMEMORY_TEST_POOLER"] = driver
-    run_tests(session, "integration")
-    del session.env["LLMEMORY_TEST_POOLER"]
 
 
 def lowest_versions() -> Iterator[str]:

@@ -1,8 +1,9 @@
 """Fixtures come from the small plugins beside this file."""
 
 pytest_plugins = [
-    "plugins.server",
+    # First, as it changes what settings are by default.
     "plugins.poolers",
+    "plugins.server",
     "plugins.clusters",
     "plugins.memories",
     "plugins.observers",

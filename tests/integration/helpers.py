@@ -151,7 +151,8 @@ def kill_after(lines: int, script: str, url: str) -> None:
     fetch(
         url,
         "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND application_name = 'llmemory'",
+        "WHERE datname = current_database() AND application_name = 'llmemory' "
+        "AND pid <> pg_backend_pid()",
     )
 
 

@@ -89,6 +89,7 @@ async def engine(anyio_backend: str, database_url: str) -> Any:
 
 
 @pytest.mark.anyio
+@pytest.mark.direct("through a pooler fewer statements are sent")
 async def test_every_statement_can_be_sent_to_citus(
     database_url: str,
     engine: AsyncEngine,

@@ -56,11 +56,11 @@ async def test_a_worker_killed_in_the_middle_of_a_batch(
 ) -> None:
     contents = [f"Text number {n}." for n in range(25)] + [paragraphs("long", "longer")]
     left(database_url, openai_embedder(openai_server.url), *contents)
-    # It has vectors of the first batch in its hands, and waits for those of the second.
+    # It gets vectors of two batches, and waits for those of the one between.
     openai_server.answers(slowly(), slowly(silence_s=60))
     variables = asking(openai_server, LLMEMORY_JOB_LEASE_S="1.5", **PORTIONS)
     with started_worker(database_url, **variables) as worker:
-        await until(lambda: len(openai_server.requests) == 2)
+        await until(lambda: len(openai_server.requests) == 3)
         worker.kill()
         worker.wait()
         assert await queue_problems(database_url, EXPECTED) == []
@@ -124,7 +124,7 @@ async def test_the_embedding_server_is_killed(
     settings = Settings(embedding_batch_size=5, job_poll_s=0.1)
     with ExitStack() as stack:
         process, url = stack.enter_context(started_openai_server("--latency-s=0.1"))
-        embedder = openai_embedder(url, attempts=1, timeout_s=5)
+        embedder = openai_embedder(url, attempts=1, timeout_s=5, max_concurrency=1)
         memory = make_memory(embedder=embedder, settings=settings)
         for number in range(30):
             await memory.add_document("acme", "a", f"Text {number}.", embed="later")

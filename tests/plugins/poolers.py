@@ -172,10 +172,8 @@ def told_of_the_pooler(
         monkeypatch.setitem(drivers._DRIVERS, "postgresql", _driver(request.node))
 
 
-def pytest_configure() -> None:
+def _take_the_pooler_for_granted() -> None:
     """Tell the library of the pooler, and engines made by tests not to prepare statements."""
-    if not POOLER:
-        return
     for settings in (Settings, _EnvironmentSettings):
         settings.model_fields["transaction_pooler"].default = True
         settings.model_rebuild(force=True)
@@ -256,3 +254,8 @@ def free_port() -> int:
 def _answers(port: int) -> bool:
     with socket.socket() as asking:
         return asking.connect_ex(("127.0.0.1", port)) == 0
+
+
+# At once: other modules make settings as they are imported.
+if POOLER:
+    _take_the_pooler_for_granted()
