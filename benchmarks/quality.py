@@ -179,7 +179,7 @@ def plot(scores: Sequence[Score], file: Path) -> None:
         places = [place + (number - 1) * 0.27 for place in range(len(names))]
         axes.bar(places, heights, width=0.25, label=search_type.value)
     axes.set(ylabel="nDCG@10", ylim=(0, 1), xticks=range(len(names)), xticklabels=names)
-    axes.legend(ncols=3, loc="lower left")
+    axes.legend(ncols=3, loc="upper left")
     figure.tight_layout()
     figure.savefig(file, dpi=120)
 
