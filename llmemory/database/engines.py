@@ -297,7 +297,8 @@ class Database:
     def _arriving(
         self, connection: AsyncConnection
     ) -> AbstractAsyncContextManager[AsyncConnection]:
-        return _left_in_peace(connection, self._drop_if_closed)
+        # Given back while its engine is disposed of, one would outlive both.
+        return _left_in_peace(connection, self._drop)
 
     @asynccontextmanager
     async def _dropped_if_closed(self, connection: AsyncConnection) -> AsyncIterator[None]:
@@ -309,7 +310,11 @@ class Database:
     async def _drop_if_closed(self, connection: AsyncConnection) -> None:
         # Closing an engine closes what lies in its pool; what is out would go back to nobody.
         owner = self if self._lender is None else self._lender
-        if owner.is_closed and not self.is_given:
+        if owner.is_closed:
+            await self._drop(connection)
+
+    async def _drop(self, connection: AsyncConnection) -> None:
+        if not self.is_given:
             with anyio.CancelScope(shield=True), suppress(Exception):
                 await connection.invalidate()
 

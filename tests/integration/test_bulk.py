@@ -92,6 +92,7 @@ async def test_one_batch_is_written_and_one_split_while_one_is_embedded(
     assert written[-1] == len(split) == 4 * BATCH
 
 
+@pytest.mark.direct("counts who waits for a lock, which a pooler's few connections limit")
 async def test_two_batches_are_written_at_once_and_no_more_are_read_than_fit(
     make_memory: MakeMemory, database_url: str
 ) -> None:
