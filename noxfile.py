@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -20,19 +20,15 @@ from packaging.requirements import Requirement
 PYPROJECT = load_toml("pyproject.toml")
 PYTHONS = ["3.11", "3.12", "3.13"]
 THROUGH_SQLALCHEMY = (
-    "bulk",
     "built_documents",
     "callers_engines",
     "connections",
     "documents",
     "event_loops",
-    "external_id",
     "maintenance",
-    "memory",
     "models",
     "plans",
-    "queue",
-    "row_level_security",
+    "pools_of_asyncpg",
     "search",
     "search_filters",
     "search_statement",
@@ -41,6 +37,7 @@ THROUGH_SQLALCHEMY = (
     "stored_documents",
     "transactions",
 )
+THROUGH_PGBOUNCER = ("documents", "external_id", "search", "stored_documents", "transactions")
 NEED_ARGUMENTS = {"local_heartbeat", "peers", "quality"}
 UNWANTED = {"langchain", "langchain-core", "openai", "torch", "transformers"}
 
@@ -132,7 +129,7 @@ def unit(session: nox.Session) -> None:
 def integration(session: nox.Session, sqlalchemy: str) -> None:
     """Run the library against a server; on the older SQLAlchemy what speaks to it.
 
-    That goes through PgBouncer where the program is installed, as ``tests/poolers`` does.
+    What is to work through PgBouncer goes through it there, where the program is installed.
     """
     install(session, "poolers", f"sqlalchemy=={sqlalchemy}.*")
     if sqlalchemy == "2.1":
@@ -140,12 +137,11 @@ def integration(session: nox.Session, sqlalchemy: str) -> None:
         if not session.posargs:
             session.run("pytest", "-m", "alone", "tests/integration/test_large_documents.py")
         return
-    files = [f"integration/test_{name}.py" for name in THROUGH_SQLALCHEMY]
-    if has_pgbouncer():
-        session.env["LLMEMORY_TEST_POOLER"] = "either"
-    run_tests(session, *files)
-    if session.env.pop("LLMEMORY_TEST_POOLER", None) and not session.posargs:
+    run_tests(session, *integration_files(THROUGH_SQLALCHEMY))
+    if has_pgbouncer() and not session.posargs:
         run_tests(session, "poolers")
+        session.env["LLMEMORY_TEST_POOLER"] = "either"
+        run_tests(session, *integration_files(THROUGH_PGBOUNCER))
 
 
 @nox.session(default=False)
@@ -228,6 +224,11 @@ def run_tests(session: nox.Session, *places: str) -> None:
     """Run pytest in folders or files of ``tests``, or with the arguments behind ``--``."""
     chosen = session.posargs or [f"tests/{place}" for place in places]
     session.run("pytest", "--numprocesses=2", "--dist=worksteal", "-m", "not alone", *chosen)
+
+
+def integration_files(names: Iterable[str]) -> list[str]:
+    """Return the files of tests of these names, as `run_tests` takes them."""
+    return [f"integration/test_{name}.py" for name in names]
 
 
 def has_pgbouncer() -> bool:
