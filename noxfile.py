@@ -73,7 +73,7 @@ def typing(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Run the examples of README and docs."""
     install(session, "docs")
-    session.run("pytest", "tests/docs", *session.posargs)
+    run_tests(session, "docs")
 
 
 @nox.session
