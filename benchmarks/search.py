@@ -369,7 +369,14 @@ async def set_codecs(connection: asyncpg.Connection) -> None:
     await connection.set_type_codec(
         "halfvec", encoder=half_precision, decoder=bytes, format="binary"
     )
-    await connection.set_type_codec("jsonb", encoder=str, decoder=json.loads, schema="pg_catalog")
+    # In binary, as COPY takes it too: a version, then the text.
+    await connection.set_type_codec(
+        "jsonb",
+        encoder=lambda text: b"\1" + text.encode(),
+        decoder=lambda data: json.loads(data[1:]),
+        schema="pg_catalog",
+        format="binary",
+    )
 
 
 def half_precision(vector: Any) -> bytes:
