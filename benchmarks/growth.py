@@ -158,15 +158,19 @@ async def main(options: argparse.Namespace) -> None:
     rows = []
     async with AsyncMemory(url, schema=SCHEMA, embedder=HashEmbedder()) as memory:
         connection = await asyncpg.connect(url)
-        await connection.execute(
-            f"TRUNCATE {SCHEMA}.documents, {SCHEMA}.lexical_statistics CASCADE"
-        )
         stored = 0
-        for size in sorted(options.sizes):
-            await grow(connection, language, stored, size)
-            stored = size
-            await connection.execute(f"VACUUM ANALYZE {SCHEMA}.documents, {SCHEMA}.chunks")
-            await memory.maintain()
+        if options.again:
+            stored = await connection.fetchval(f"SELECT count(*) FROM {SCHEMA}.chunks")
+        else:
+            await connection.execute(
+                f"TRUNCATE {SCHEMA}.documents, {SCHEMA}.lexical_statistics CASCADE"
+            )
+        for size in [stored] if options.again else sorted(options.sizes):
+            if size > stored:
+                await grow(connection, language, stored, size)
+                stored = size
+                await connection.execute(f"VACUUM ANALYZE {SCHEMA}.documents, {SCHEMA}.chunks")
+                await memory.maintain()
             row = await measure(memory, connection, size, queries)
             rows.append(row)
             line = f"{size:>9} chunks  p50 {row['ours']:7.2f}  p95 {row['ours p95']:7.2f} ms"
@@ -174,7 +178,7 @@ async def main(options: argparse.Namespace) -> None:
                 theirs = row["ts_rank_cd"]
                 line += f"  ts_rank_cd {theirs:8.2f} ms, {theirs / row['ours']:.1f} x"
             print(line, flush=True)
-        if not options.keep:
+        if not (options.keep or options.again):
             await connection.execute(f"DROP SCHEMA {SCHEMA} CASCADE")
         await connection.close()
     if options.json:
@@ -191,6 +195,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--plot", type=Path, help="picture to draw; needs matplotlib")
     parser.add_argument("--keep", action="store_true", help="leave the tables behind")
+    parser.add_argument("--again", action="store_true", help="measure the tables left behind")
     parser.add_argument("--database-url", help="default: the embedded server")
     return parser.parse_args()
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 from weakref import WeakKeyDictionary
 
@@ -21,6 +20,7 @@ from sqlalchemy.pool import NullPool, Pool, QueuePool
 
 from llmemory.database.driver_errors import translated_errors
 from llmemory.database.drivers import create_engine
+from llmemory.database.leaving import given_back, left_in_peace
 from llmemory.database.local_settings import OWNER_SETTING, local_settings, owner_of, set_owner
 from llmemory.errors import ClosedError, ConfigurationError, SchemaMissing
 from llmemory.settings import Settings
@@ -206,7 +206,7 @@ class Database:
             # Autocommit saves the two round trips of BEGIN and COMMIT.
             engine = _isolated(engine, "AUTOCOMMIT")
             ready = self._taken_at_once(engine)
-            taken = self._arriving(engine.connect()) if ready is None else _given_back(ready)
+            taken = self._arriving(engine.connect()) if ready is None else given_back(ready)
             async with taken as connection, self._dropped_if_closed(connection):
                 yield connection
 
@@ -275,7 +275,7 @@ class Database:
             async with (
                 self._arriving(_isolated(engine, "READ COMMITTED").connect()) as connection,
                 self._dropped_if_closed(connection),
-                _left_in_peace(connection.begin()),
+                left_in_peace(connection.begin()),
             ):
                 yield connection
 
@@ -298,7 +298,7 @@ class Database:
         self, connection: AsyncConnection
     ) -> AbstractAsyncContextManager[AsyncConnection]:
         # Given back while its engine is disposed of, one would outlive both.
-        return _left_in_peace(connection, self._drop)
+        return left_in_peace(connection, self._drop)
 
     @asynccontextmanager
     async def _dropped_if_closed(self, connection: AsyncConnection) -> AsyncIterator[None]:
@@ -378,72 +378,6 @@ def run_in_transaction(
             await database.close()
 
     return asyncio.run(run())
-
-
-async def _keep(value: object) -> None:
-    """Do nothing."""
-
-
-@asynccontextmanager
-async def _left_in_peace(
-    manager: AbstractAsyncContextManager[T], release: Callable[[T], Awaitable[None]] = _keep
-) -> AsyncIterator[T]:
-    """Enter `manager`, and leave it even within a cancelled scope.
-
-    Each await there would be cancelled anew: no rollback, and a connection lost to the pool. What
-    arrives after its caller was cancelled goes to `release` first.
-    """
-    entering = asyncio.ensure_future(manager.__aenter__())
-    try:
-        value = await asyncio.shield(entering)
-    except asyncio.CancelledError:
-        # Cancelled half-way, a connection would be lost: let it arrive, then give it back.
-        entering.add_done_callback(partial(_leave_later, manager, release))
-        raise
-    try:
-        yield value
-    except BaseException as error:
-        await _leave_after(error, manager)
-        raise
-    with anyio.CancelScope(shield=True):
-        await manager.__aexit__(None, None, None)
-
-
-@asynccontextmanager
-async def _given_back(connection: AsyncConnection) -> AsyncIterator[AsyncConnection]:
-    """Give one back that was taken at once: in autocommit there is nothing to roll back."""
-    try:
-        yield connection
-    except BaseException as error:
-        await _leave_after(error, connection)
-        raise
-    await connection.close()
-
-
-async def _leave_after(error: BaseException, manager: AbstractAsyncContextManager[Any]) -> None:
-    # A rollback on a broken connection must not take the place of what broke it.
-    with anyio.CancelScope(shield=True), suppress(Exception):
-        await manager.__aexit__(type(error), error, error.__traceback__)
-
-
-_leaving: set[asyncio.Future[Any]] = set()
-
-
-def _leave_later(
-    manager: AbstractAsyncContextManager[T],
-    release: Callable[[T], Awaitable[None]],
-    entered: asyncio.Future[T],
-) -> None:
-    if entered.cancelled() or entered.exception() is not None:
-        return
-
-    async def leave() -> None:
-        await release(entered.result())
-        await manager.__aexit__(None, None, None)
-
-    leaving = asyncio.ensure_future(leave())
-    _leaving.add(leaving)
-    leaving.add_done_callback(_leaving.discard)
 
 
 def _embedded_folder(url: str) -> Path | None:
