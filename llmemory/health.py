@@ -18,7 +18,7 @@ from llmemory.queue.statistics import queue_statistics
 from llmemory.schema import distribution, migrate, row_level_security
 from llmemory.settings import Settings
 from llmemory.spaces import Identity, identity_of, stored_spaces, usable_space
-from llmemory.statements.queue import count_jobs
+from llmemory.statements.jobs import count_jobs
 from llmemory.types import Health, QueueStatistics
 
 __all__ = ["check_health"]

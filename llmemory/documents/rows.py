@@ -11,7 +11,7 @@ from uuid import UUID
 
 from llmemory.database import binary_copy
 from llmemory.documents.ingestion import DocumentPlan, token_estimate
-from llmemory.statements import documents as sql
+from llmemory.statements.parameters import arrays
 from llmemory.types import HalfVectors
 from llmemory.validation.documents import CheckedDocument
 
@@ -56,7 +56,7 @@ def by_owner(plans: Iterable[DocumentPlan]) -> list[tuple[str, list[DocumentPlan
 def document_arrays(plans: Sequence[DocumentPlan], now: datetime) -> dict[str, Any]:
     """Return an array for each column of documents of one owner, long contents left out."""
     documents = [plan.document for plan in plans]
-    return sql.arrays(
+    return arrays(
         document_id=[plan.document_id for plan in plans],
         external_id=[document.external_id for document in documents],
         id_at_origin=[document.id_at_origin for document in documents],

@@ -36,9 +36,12 @@ from llmemory.errors import ConflictError
 from llmemory.models import Tables
 from llmemory.queue.statistics import queue_statistics, tell_workers
 from llmemory.spaces import Space, spaces_to_feed, stored_spaces
+from llmemory.statements import chunks as chunks_sql
 from llmemory.statements import documents as sql
+from llmemory.statements import jobs as jobs_sql
 from llmemory.statements.binding import with_values
 from llmemory.statements.filters import parameters, shape_of
+from llmemory.statements.parameters import arrays
 from llmemory.types import (
     Document,
     DocumentListResult,
@@ -110,7 +113,7 @@ class Store:
         """Return the stored chunks of each document."""
         values = {"owner": owner_id, "document_ids": list(document_ids), "space": space_id}
         with translated_errors():
-            rows = await connection.execute(sql.stored_chunks(self._tables), values)
+            rows = await connection.execute(chunks_sql.stored_chunks(self._tables), values)
         return {
             row.document_id: StoredChunks(row.ids, row.hashes, row.have_vectors) for row in rows
         }
@@ -170,7 +173,7 @@ class Store:
     ) -> None:
         new = [plan for plan in plans if plan.stored is None]
         if new:
-            values = document_arrays(new, now) | sql.arrays(
+            values = document_arrays(new, now) | arrays(
                 created_at=[now] * len(new),
                 owner_id=[plan.document.owner_id for plan in new],
             )
@@ -208,7 +211,7 @@ class Store:
             removed = b"".join(plan.chunks.removed for plan in group if plan.chunks)
             if removed:
                 await connection.execute(
-                    sql.delete_chunks(self._tables), {"owner": owner_id, "removed": removed}
+                    chunks_sql.delete_chunks(self._tables), {"owner": owner_id, "removed": removed}
                 )
             translated = [
                 plan.document_id
@@ -217,13 +220,13 @@ class Store:
             ]
             if translated:
                 await connection.execute(
-                    sql.change_language(self._tables),
+                    chunks_sql.change_language(self._tables),
                     {"owner": owner_id, "document_ids": translated},
                 )
             moved = moves(group)
             while part := list(islice(moved, MOVES_A_STATEMENT)):
                 await connection.execute(
-                    sql.move_chunks(self._tables),
+                    chunks_sql.move_chunks(self._tables),
                     {"owner": owner_id, "moves": f"[{','.join(part)}]"},
                 )
 
@@ -257,7 +260,7 @@ class Store:
             plan for plan in plans if plan.stored is not None and plan.chunks is not None
         ):
             await connection.execute(
-                sql.delete_jobs(self._tables),
+                jobs_sql.delete_jobs(self._tables),
                 {
                     "owner": owner_id,
                     "document_ids": [plan.document_id for plan in embedded],
@@ -281,12 +284,12 @@ class Store:
         waiting = by_owner(plans)
         for owner_id, group in waiting:
             await connection.execute(
-                sql.upsert_jobs(self._tables),
+                jobs_sql.upsert_jobs(self._tables),
                 {
                     "owner": owner_id,
                     "space": space_id,
                     "now": now,
-                    **sql.arrays(
+                    **arrays(
                         job_id=[uuid7() for _ in group],
                         document_id=[plan.document_id for plan in group],
                     ),

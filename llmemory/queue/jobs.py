@@ -18,6 +18,7 @@ from llmemory.database.engines import Database
 from llmemory.embedding.text import ChunkToEmbed
 from llmemory.models import Tables
 from llmemory.statements import documents as documents_sql
+from llmemory.statements import jobs as jobs_sql
 from llmemory.statements import queue as sql
 from llmemory.types import EmbeddingJob, HalfVectors, JobState
 
@@ -333,7 +334,7 @@ async def list_jobs(
     offset: int,
 ) -> list[EmbeddingJob]:
     """Return the jobs of an owner, or of all, the oldest first."""
-    statement = sql.list_jobs(tables, of_owner=owner_id is not None, state=state)
+    statement = jobs_sql.list_jobs(tables, of_owner=owner_id is not None, state=state)
     values = {"now": datetime.now(UTC), "owner": owner_id, "limit": limit, "offset": offset}
     with translated_errors():
         rows = (await connection.execute(statement, values)).mappings().all()
@@ -349,7 +350,7 @@ async def requeue_jobs(
     space_id: int | None = None,
 ) -> int:
     """Make the failed jobs of an owner, or of all, due again; return how many they were."""
-    statement = sql.requeue_jobs(
+    statement = jobs_sql.requeue_jobs(
         tables,
         of_owner=owner_id is not None,
         of_documents=document_ids is not None,

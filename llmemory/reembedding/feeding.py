@@ -17,7 +17,8 @@ from uuid_utils.compat import uuid7
 
 from llmemory.models import DEFAULT_SCHEMA, Chunk, Embedding, EmbeddingJob, tables_for
 from llmemory.spaces import read_spaces, spaces_to_feed
-from llmemory.statements import documents as sql
+from llmemory.statements import jobs as sql
+from llmemory.statements.parameters import arrays
 
 __all__: list[str] = []
 
@@ -49,7 +50,7 @@ def _feed(session: Session, context: UOWTransaction) -> None:
                 "owner": owner_id,
                 "space": space_id,
                 "now": datetime.now(UTC),
-                **sql.arrays(
+                **arrays(
                     job_id=[uuid7() for _ in document_ids],
                     document_id=document_ids,
                 ),

@@ -18,7 +18,8 @@ from llmemory.models import Tables
 from llmemory.reembedding.chunk_walk import Key
 from llmemory.settings import Settings
 from llmemory.spaces import Space
-from llmemory.statements import documents as sql
+from llmemory.statements import jobs as sql
+from llmemory.statements.parameters import arrays
 
 __all__ = ["Refusal", "Refusals"]
 
@@ -78,7 +79,7 @@ class Refusals(dict[Key, Refusal]):
                 "now": datetime.now(UTC),
                 # The next time is its last: it was tried here.
                 "tried": settings.job_attempts - 1,
-                **sql.arrays(job_id=[uuid7()], document_id=[UUID(document_id)]),
+                **arrays(job_id=[uuid7()], document_id=[UUID(document_id)]),
             }
             # It was deleted just now.
             with suppress(ConflictError):

@@ -26,7 +26,7 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 from llmemory.models import Tables, quoted_identifier
 from llmemory.statements import AnySelect
 from llmemory.statements.functions import terms_of
-from llmemory.statements.search.shape import owner_is
+from llmemory.statements.parameters import owner_is
 
 __all__ = [
     "BUILD_PROGRESS",

@@ -10,18 +10,14 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     Integer,
-    SmallInteger,
     TableValuedAlias,
     Text,
     Update,
     Uuid,
     and_,
     bindparam,
-    case,
-    column,
     delete,
     exists,
     func,
@@ -29,11 +25,12 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
 from sqlalchemy.types import TypeEngine
 
 from llmemory.models import Tables
 from llmemory.statements import AnySelect
+from llmemory.statements.jobs import is_leased, now
+from llmemory.statements.parameters import MOMENT, any_of, given_rows, owner_is, space_is
 
 __all__ = [
     "CHANNEL",
@@ -42,51 +39,29 @@ __all__ = [
     "chunks_to_embed",
     "chunks_with_vector",
     "contents",
-    "count_jobs",
     "due_jobs",
     "finish_jobs",
     "lease_jobs",
-    "list_jobs",
     "next_owner_with_due_jobs",
     "renew_jobs",
-    "requeue_jobs",
     "settle_jobs",
 ]
 
+
 CHANNEL = "llmemory_jobs"
 """Where workers listen; the payload is their schema, whose name may be as long as a channel's."""
+
 
 NOTIFY = text("SELECT pg_notify(:channel, :payload)").bindparams(
     bindparam("channel", type_=Text), bindparam("payload", type_=Text)
 )
 """Tells those who listen, once the transaction commits; the same again costs nothing."""
 
-_TIMESTAMP = TIMESTAMP(timezone=True)
-
-
-def _owner(table: Any) -> ColumnElement[bool]:
-    condition: ColumnElement[bool] = table.c.owner_id == bindparam("owner", type_=Text)
-    return condition
-
-
-def _space(table: Any) -> ColumnElement[bool]:
-    condition: ColumnElement[bool] = table.c.space_id == bindparam("space", type_=SmallInteger)
-    return condition
-
-
-def _now() -> ColumnElement[Any]:
-    return bindparam("now", type_=_TIMESTAMP)
-
-
-def _is_leased(tables: Tables) -> ColumnElement[bool]:
-    jobs = tables.embedding_jobs
-    return and_(jobs.c.leased_until.is_not(None), jobs.c.leased_until > _now())
-
 
 def _is_due(tables: Tables) -> ColumnElement[bool]:
     jobs = tables.embedding_jobs
     return and_(
-        jobs.c.state == "queued", _space(jobs), jobs.c.available_at <= _now(), ~_is_leased(tables)
+        jobs.c.state == "queued", space_is(jobs), jobs.c.available_at <= now(), ~is_leased(tables)
     )
 
 
@@ -124,7 +99,7 @@ def due_jobs(tables: Tables) -> AnySelect:
     jobs, documents = tables.embedding_jobs, tables.documents
     chunk_count = (
         select(documents.c.chunk_count)
-        .where(_owner(documents), documents.c.document_id == jobs.c.document_id)
+        .where(owner_is(documents), documents.c.document_id == jobs.c.document_id)
         .scalar_subquery()
     )
     return (
@@ -135,7 +110,7 @@ def due_jobs(tables: Tables) -> AnySelect:
             jobs.c.available_at,
             chunk_count.label("chunk_count"),
         )
-        .where(_owner(jobs), _is_due(tables))
+        .where(owner_is(jobs), _is_due(tables))
         .order_by(jobs.c.available_at, jobs.c.job_id)
         .limit(bindparam("limit", type_=Integer))
         .with_for_update(skip_locked=True)
@@ -146,38 +121,26 @@ def due_jobs(tables: Tables) -> AnySelect:
 def lease_jobs(tables: Tables) -> Update:
     """Lease ``job_ids``, which are locked, and count the attempt."""
     jobs = tables.embedding_jobs
-    chosen = jobs.c.job_id == func.any(bindparam("job_ids", type_=ARRAY(Uuid())))
     return (
         update(jobs)
-        .values(leased_until=bindparam("lease", type_=_TIMESTAMP), attempts=jobs.c.attempts + 1)
-        .where(_owner(jobs), chosen)
+        .values(leased_until=bindparam("lease", type_=MOMENT), attempts=jobs.c.attempts + 1)
+        .where(owner_is(jobs), any_of(jobs.c.job_id, "job_ids"))
     )
 
 
 _HELD: dict[str, TypeEngine[Any]] = {
     "job_id": Uuid(),
     "attempts": Integer(),
-    "available_at": _TIMESTAMP,
+    "available_at": MOMENT,
 }
-
-
-def _rows(types: dict[str, TypeEngine[Any]]) -> TableValuedAlias:
-    """Return one row per element of the arrays that are bound as ``NAME_array``."""
-    bound = [bindparam(f"{name}_array", type_=ARRAY(kind)) for name, kind in types.items()]
-    return (
-        func.unnest(*bound)
-        .table_valued(*(column(name, kind) for name, kind in types.items()))
-        .render_derived(name="given")
-    )
 
 
 def _is_unlocked(tables: Tables, by: str, array: str) -> ColumnElement[bool]:
     """Choose jobs by an array of ids, but for those that another transaction has locked."""
     others = tables.embedding_jobs.alias("others")
-    wanted = bindparam(array, type_=ARRAY(Uuid()))
     unlocked = (
         select(others.c.job_id)
-        .where(_owner(others), others.c[by] == func.any(wanted))
+        .where(owner_is(others), any_of(others.c[by], array))
         .order_by(others.c.job_id)
         .with_for_update(skip_locked=True)
     )
@@ -193,7 +156,7 @@ def _is_held(tables: Tables, rows: TableValuedAlias) -> ColumnElement[bool]:
     """
     jobs = tables.embedding_jobs
     return and_(
-        _owner(jobs),
+        owner_is(jobs),
         _is_unlocked(tables, "job_id", "job_id_array"),
         jobs.c.state == "queued",
         *(jobs.c[name] == rows.c[name] for name in _HELD),
@@ -203,10 +166,10 @@ def _is_held(tables: Tables, rows: TableValuedAlias) -> ColumnElement[bool]:
 @lru_cache(maxsize=256)
 def renew_jobs(tables: Tables) -> Update:
     """Extend the lease of the jobs that are still held."""
-    rows = _rows(_HELD)
+    rows = given_rows(_HELD)
     return (
         update(tables.embedding_jobs)
-        .values(leased_until=bindparam("lease", type_=_TIMESTAMP))
+        .values(leased_until=bindparam("lease", type_=MOMENT))
         .where(_is_held(tables, rows))
     )
 
@@ -214,12 +177,12 @@ def renew_jobs(tables: Tables) -> Update:
 @lru_cache(maxsize=256)
 def settle_jobs(tables: Tables) -> Any:
     """Give back the jobs that are still held, each as its row of the arrays says."""
-    rows = _rows(
+    rows = given_rows(
         {
             **_HELD,
             "new_state": Text(),
             "new_attempts": Integer(),
-            "new_available_at": _TIMESTAMP,
+            "new_available_at": MOMENT,
             "reason": Text(),
         }
     )
@@ -241,7 +204,7 @@ def settle_jobs(tables: Tables) -> Any:
 def _has_vector(tables: Tables) -> ColumnElement[bool]:
     chunks, embeddings = tables.chunks, tables.embeddings
     return exists().where(
-        _owner(embeddings), embeddings.c.chunk_id == chunks.c.chunk_id, _space(embeddings)
+        owner_is(embeddings), embeddings.c.chunk_id == chunks.c.chunk_id, space_is(embeddings)
     )
 
 
@@ -252,7 +215,6 @@ def chunks_to_embed(tables: Tables) -> AnySelect:
     Each with what its document is now. Served by ``ix_chunks_owner_id_document_id_position``.
     """
     chunks, documents = tables.chunks, tables.documents
-    wanted = bindparam("document_ids", type_=ARRAY(Uuid()))
     return (
         select(
             chunks.c.document_id,
@@ -264,9 +226,9 @@ def chunks_to_embed(tables: Tables) -> AnySelect:
             documents.c.updated_at,
         )
         .where(
-            _owner(chunks),
-            chunks.c.document_id == func.any(wanted),
-            _owner(documents),
+            owner_is(chunks),
+            any_of(chunks.c.document_id, "document_ids"),
+            owner_is(documents),
             documents.c.document_id == chunks.c.document_id,
             ~_has_vector(tables),
         )
@@ -279,9 +241,8 @@ def chunks_to_embed(tables: Tables) -> AnySelect:
 def contents(tables: Tables) -> AnySelect:
     """Read the text of ``document_ids``."""
     documents = tables.documents
-    wanted = bindparam("document_ids", type_=ARRAY(Uuid()))
     return select(documents.c.document_id, documents.c.content).where(
-        _owner(documents), documents.c.document_id == func.any(wanted)
+        owner_is(documents), any_of(documents.c.document_id, "document_ids")
     )
 
 
@@ -289,9 +250,8 @@ def contents(tables: Tables) -> AnySelect:
 def chunks_with_vector(tables: Tables) -> AnySelect:
     """Read which of ``chunk_ids`` have a vector in ``space``."""
     embeddings = tables.embeddings
-    wanted = bindparam("chunk_ids", type_=ARRAY(Uuid()))
     return select(embeddings.c.chunk_id).where(
-        _owner(embeddings), embeddings.c.chunk_id == func.any(wanted), _space(embeddings)
+        owner_is(embeddings), any_of(embeddings.c.chunk_id, "chunk_ids"), space_is(embeddings)
     )
 
 
@@ -300,87 +260,11 @@ def finish_jobs(tables: Tables) -> Any:
     """Delete those jobs of ``document_ids`` whose documents have all their vectors in ``space``."""
     jobs, chunks = tables.embedding_jobs, tables.chunks
     wanting = exists().where(
-        _owner(chunks), chunks.c.document_id == jobs.c.document_id, ~_has_vector(tables)
+        owner_is(chunks), chunks.c.document_id == jobs.c.document_id, ~_has_vector(tables)
     )
     chosen = _is_unlocked(tables, "document_id", "document_ids")
     return (
         delete(jobs)
-        .where(_owner(jobs), _space(jobs), chosen, ~wanting)
+        .where(owner_is(jobs), space_is(jobs), chosen, ~wanting)
         .returning(jobs.c.document_id)
     )
-
-
-_STATES = ("waiting", "running", "failed")
-
-
-def _in_state(tables: Tables, state: str) -> ColumnElement[bool]:
-    is_failed = tables.embedding_jobs.c.state == "failed"
-    return {
-        "waiting": and_(~is_failed, ~_is_leased(tables)),
-        "running": and_(~is_failed, _is_leased(tables)),
-        "failed": is_failed,
-    }[state]
-
-
-@lru_cache(maxsize=256)
-def count_jobs(tables: Tables, *, of_owner: bool) -> AnySelect:
-    """Count a space's jobs by what they are, and read when the oldest unfinished one was made."""
-    jobs = tables.embedding_jobs
-    counts = [func.count().filter(_in_state(tables, state)).label(state) for state in _STATES]
-    oldest = func.min(jobs.c.created_at).filter(jobs.c.state == "queued").label("oldest")
-    statement: AnySelect = select(*counts, oldest).where(_space(jobs))
-    return statement.where(_owner(jobs)) if of_owner else statement
-
-
-@lru_cache(maxsize=256)
-def list_jobs(tables: Tables, *, of_owner: bool, state: str | None) -> AnySelect:
-    """Read ``limit`` jobs behind ``offset``, the oldest first, with their documents' names."""
-    jobs, documents = tables.embedding_jobs, tables.documents
-    states = {name: _in_state(tables, name) for name in _STATES}
-    statement: AnySelect = (
-        select(
-            jobs.c.owner_id,
-            jobs.c.document_id,
-            documents.c.document_name,
-            jobs.c.space_id,
-            jobs.c.attempts,
-            jobs.c.last_error,
-            jobs.c.created_at,
-            jobs.c.available_at,
-            case(*((condition, name) for name, condition in states.items())).label("state"),
-        )
-        .join(
-            documents,
-            and_(
-                documents.c.owner_id == jobs.c.owner_id,
-                documents.c.document_id == jobs.c.document_id,
-            ),
-        )
-        .order_by(jobs.c.created_at, jobs.c.owner_id, jobs.c.job_id)
-        .limit(bindparam("limit", type_=Integer))
-        .offset(bindparam("offset", type_=BigInteger))
-    )
-    if of_owner:
-        statement = statement.where(_owner(jobs), _owner(documents))
-    return statement if state is None else statement.where(states[state])
-
-
-@lru_cache(maxsize=256)
-def requeue_jobs(
-    tables: Tables, *, of_owner: bool = False, of_documents: bool = False, of_space: bool = False
-) -> Update:
-    """Make failed jobs due again, with all their attempts."""
-    jobs = tables.embedding_jobs
-    statement = (
-        update(jobs)
-        .values(state="queued", attempts=0, available_at=_now(), leased_until=None, last_error=None)
-        .where(jobs.c.state == "failed")
-    )
-    if of_owner:
-        statement = statement.where(_owner(jobs))
-    if of_documents:
-        wanted = bindparam("document_ids", type_=ARRAY(Uuid()))
-        statement = statement.where(jobs.c.document_id == func.any(wanted))
-    if of_space:
-        statement = statement.where(_space(jobs))
-    return statement

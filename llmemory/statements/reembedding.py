@@ -13,7 +13,6 @@ from sqlalchemy import (
     ColumnElement,
     Delete,
     Integer,
-    SmallInteger,
     Table,
     Text,
     Uuid,
@@ -28,6 +27,7 @@ from sqlalchemy import (
 
 from llmemory.models import Tables
 from llmemory.statements import AnySelect
+from llmemory.statements.parameters import space_is
 
 __all__ = [
     "BY_KEYS",
@@ -64,10 +64,6 @@ def _bound(name: str) -> ColumnElement[Any]:
 
 def _in_page(table: Table) -> ColumnElement[bool]:
     return and_(_key(table) > _bound("after"), _key(table) <= _bound("last"))
-
-
-def _space(table: Table) -> ColumnElement[bool]:
-    return table.c.space_id == bindparam("space", type_=SmallInteger)
 
 
 @lru_cache(maxsize=256)
@@ -123,7 +119,7 @@ def _missing(tables: Tables) -> AnySelect:
     has_vector = and_(
         embeddings.c.owner_id == chunks.c.owner_id,
         embeddings.c.chunk_id == chunks.c.chunk_id,
-        _space(embeddings),
+        space_is(embeddings),
     )
     return (
         select(chunks.c.owner_id, chunks.c.chunk_id)
@@ -137,16 +133,16 @@ def _missing(tables: Tables) -> AnySelect:
 def delete_vectors(tables: Tables) -> Delete:
     """Delete the vectors that a page's chunks have in ``space``."""
     embeddings = tables.embeddings
-    return delete(embeddings).where(_in_page(embeddings), _space(embeddings))
+    return delete(embeddings).where(_in_page(embeddings), space_is(embeddings))
 
 
 @lru_cache(maxsize=256)
 def has_vectors(tables: Tables) -> AnySelect:
     """Return a row if there is a vector of ``space``."""
-    return select(tables.embeddings.c.space_id).where(_space(tables.embeddings)).limit(1)
+    return select(tables.embeddings.c.space_id).where(space_is(tables.embeddings)).limit(1)
 
 
 @lru_cache(maxsize=256)
 def delete_jobs_of_space(tables: Tables) -> Delete:
     """Delete the jobs for ``space`` of all owners."""
-    return delete(tables.embedding_jobs).where(_space(tables.embedding_jobs))
+    return delete(tables.embedding_jobs).where(space_is(tables.embedding_jobs))

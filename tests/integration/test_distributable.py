@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from llmemory import AsyncMemory, HashEmbedder, LLMemoryError, Settings
 from llmemory.models import tables_for
-from llmemory.statements import documents, maintenance, queue, reembedding, spaces
+from llmemory.statements import chunks, documents, jobs, maintenance, queue, reembedding, spaces
 from llmemory.statements.row_level_security import owned_tables
 
 OWNER = "o'reilly"
@@ -53,11 +53,11 @@ ALL_OWNERS = [
     maintenance.counted_owners(TABLES),
     maintenance.vectors_of_large_owners(TABLES),
     queue.any_owner_with_due_jobs(TABLES),
-    queue.count_jobs(TABLES, of_owner=False),
-    queue.list_jobs(TABLES, of_owner=False, state=None),
+    jobs.count_jobs(TABLES, of_owner=False),
+    jobs.list_jobs(TABLES, of_owner=False, state=None),
     queue.next_owner_with_due_jobs(TABLES),
-    queue.requeue_jobs(TABLES),
-    queue.requeue_jobs(TABLES, of_space=True),
+    jobs.requeue_jobs(TABLES),
+    jobs.requeue_jobs(TABLES, of_space=True),
     reembedding.delete_jobs_of_space(TABLES),
     reembedding.delete_vectors(TABLES),
     reembedding.has_vectors(TABLES),
@@ -172,7 +172,7 @@ async def make_every_call(view: View) -> None:
 
 def builders() -> Iterator[Any]:
     """Yield the functions that return the statements on documents, jobs and spaces."""
-    for module in (documents, maintenance, queue, reembedding, spaces):
+    for module in (chunks, documents, jobs, maintenance, queue, reembedding, spaces):
         for name in module.__all__:
             if hasattr(function := getattr(module, name), "cache_info"):
                 yield function

@@ -7,8 +7,9 @@ from sqlalchemy import FromClause, and_
 from llmemory.models import Tables
 from llmemory.statements import AnySelect
 from llmemory.statements.filters import conditions
+from llmemory.statements.parameters import owner_is
 from llmemory.statements.search.query_terms import meets_conditions
-from llmemory.statements.search.shape import SearchShape, owner_is
+from llmemory.statements.search.shape import SearchShape
 
 __all__ = ["narrowed"]
 

@@ -33,8 +33,9 @@ from sqlalchemy import (
 
 from llmemory.models import Tables
 from llmemory.statements import AnySelect
+from llmemory.statements.parameters import owner_is
 from llmemory.statements.search.narrowing import narrowed
-from llmemory.statements.search.shape import SearchShape, owner_is, pool, whole
+from llmemory.statements.search.shape import SearchShape, pool, whole
 from llmemory.statements.vector_indexes import quantized
 
 __all__ = ["distance_of", "exact", "indexed", "passing_count"]

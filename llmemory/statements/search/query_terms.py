@@ -29,7 +29,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, TSQUERY, TSVECTOR
 
 from llmemory.models import Tables
 from llmemory.statements.functions import schema_function, terms_of
-from llmemory.statements.search.shape import SearchShape, owner_is
+from llmemory.statements.parameters import owner_is
+from llmemory.statements.search.shape import SearchShape
 
 __all__ = ["meets_conditions", "query_terms"]
 

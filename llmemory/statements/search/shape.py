@@ -10,8 +10,6 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Float,
-    FromClause,
-    Text,
     bindparam,
     func,
     select,
@@ -22,7 +20,7 @@ from llmemory.statements.filters import FilterShape
 from llmemory.statements.vector_indexes import Held
 from llmemory.types import SearchType
 
-__all__ = ["Passing", "SearchShape", "owner_is", "pool", "ranked", "whole"]
+__all__ = ["Passing", "SearchShape", "pool", "ranked", "whole"]
 
 Passing: TypeAlias = Literal["few", "many", "unknown"]
 """How many of an indexed owner's chunks pass a filter, for what reads them."""
@@ -61,11 +59,6 @@ class SearchShape:
     def is_narrowed(self) -> bool:
         """Whether some of the owner's chunks may be ruled out."""
         return self.has_conditions or not self.filters.is_empty()
-
-
-def owner_is(table: FromClause) -> ColumnElement[bool]:
-    """Return that a row of `table` is the owner's: stands on every table of a search."""
-    return table.c.owner_id == bindparam("owner", type_=Text)
 
 
 def pool(shape: SearchShape) -> ColumnElement[int]:

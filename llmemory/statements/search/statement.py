@@ -26,10 +26,11 @@ from llmemory.models import Tables
 from llmemory.recent import Recent
 from llmemory.statements import AnySelect
 from llmemory.statements.driver_text import DriverText, compiled_for
+from llmemory.statements.parameters import owner_is
 from llmemory.statements.search.fusion import fused, single
 from llmemory.statements.search.highlights import matched_words
 from llmemory.statements.search.nearest import passing_count
-from llmemory.statements.search.shape import SearchShape, owner_is
+from llmemory.statements.search.shape import SearchShape
 from llmemory.statements.search.vectors import vector_arm
 from llmemory.statements.search.words import text_arm
 from llmemory.statements.spaces import state_of

@@ -16,8 +16,9 @@ from sqlalchemy import (
 )
 
 from llmemory.models import Tables
+from llmemory.statements.parameters import owner_is
 from llmemory.statements.search.nearest import distance_of, exact, indexed
-from llmemory.statements.search.shape import SearchShape, owner_is, ranked
+from llmemory.statements.search.shape import SearchShape, ranked
 
 __all__ = ["similarity_of", "vector_arm"]
 

@@ -35,9 +35,10 @@ from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by, array
 from llmemory.models import LEXICAL_DIMENSIONS, Tables
 from llmemory.statements import AnySelect
 from llmemory.statements.functions import lexical_of, terms_of
+from llmemory.statements.parameters import owner_is
 from llmemory.statements.search.narrowing import narrowed
 from llmemory.statements.search.query_terms import query_terms
-from llmemory.statements.search.shape import SearchShape, owner_is, pool, ranked, whole
+from llmemory.statements.search.shape import SearchShape, pool, ranked, whole
 
 __all__ = ["lexical_score_of", "text_arm"]
 
