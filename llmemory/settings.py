@@ -9,7 +9,7 @@ from pydantic import ValidationError as PydanticValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from llmemory.errors import ConfigurationError
-from llmemory.text.languages import AUTO, LANGUAGES
+from llmemory.text.languages import AUTO, LANGUAGES, language_named
 
 __all__ = ["Settings", "checked_schema"]
 
@@ -294,12 +294,12 @@ class Settings(BaseSettings):
     @field_validator("language")
     @classmethod
     def _check_language(cls, value: str) -> str:
-        value = value.strip().lower()
-        if value not in {AUTO, *LANGUAGES}:
+        language = AUTO if value.strip().lower() == AUTO else language_named(value)
+        if language is None:
             raise ConfigurationError(
                 f"language {value!r} is not known; use {AUTO} or one of {', '.join(LANGUAGES)}."
             )
-        return value
+        return language
 
     @model_validator(mode="after")
     def _check_together(self) -> Settings:

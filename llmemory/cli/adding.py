@@ -29,7 +29,7 @@ from llmemory.cli.terminal import confirmed, output, print_error, print_remark, 
 from llmemory.errors import ValidationError
 from llmemory.files import reading as files
 from llmemory.settings import Settings
-from llmemory.text.languages import AUTO, LANGUAGES
+from llmemory.text.languages import AUTO, LANGUAGES, language_named
 from llmemory.types import DocumentAddResult, DocumentType, NewDocument
 from llmemory.types import Progress as BulkProgress
 from llmemory.validation.documents import checked_document
@@ -41,7 +41,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Addition", "add", "add_sources"]
 
-CHOSEN_LANGUAGE = Parameter(choices=(AUTO, *LANGUAGES), show_choices=False)
+
+def _check_language(kind: object, value: str | None) -> None:
+    if value is not None and value.lower() != AUTO and language_named(value) is None:
+        raise ValueError(f"It is none of {AUTO}, {', '.join(LANGUAGES)}.")
+
+
+CHOSEN_LANGUAGE = Parameter(validator=_check_language)
 
 
 @dataclass
@@ -72,9 +78,7 @@ def add(
     /,
     *,
     owner: str = "default",
-    language: Annotated[
-        str | None, Parameter(choices=(AUTO, *LANGUAGES), show_choices=False)
-    ] = None,
+    language: Annotated[str | None, CHOSEN_LANGUAGE] = None,
     document_type: Annotated[DocumentType | None, Parameter(name="--type")] = None,
     glob: list[str] | None = None,
     ignore: list[str] | None = None,

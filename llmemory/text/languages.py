@@ -7,12 +7,12 @@ from typing import Any
 
 from llmemory.errors import ConfigurationError
 
-__all__ = ["AUTO", "LANGUAGES", "detected_language"]
+__all__ = ["AUTO", "LANGUAGES", "detected_language", "language_named"]
 
 AUTO = "auto"
 """Stands for the language that a document is detected to be in."""
 
-# By their codes of ISO 639-1, as far as a detector knows them.
+# By their codes of ISO 639-1.
 _BY_CODE = {
     "ar": "arabic",
     "hy": "armenian",
@@ -55,6 +55,17 @@ LANGUAGES = ("simple", *dict.fromkeys(_BY_CODE.values()))
 
 # As sure after this much as after the whole of it.
 _SAMPLE_CHARACTERS = 4000
+
+
+def language_named(name: str) -> str | None:
+    """Return the language of a name or code, in any case: german, de and de-AT are one.
+
+    None where it is none of ``LANGUAGES``.
+    """
+    name = name.strip().lower()
+    if name in LANGUAGES:
+        return name
+    return _BY_CODE.get(name.replace("_", "-").partition("-")[0])
 
 
 def detected_language(content: str) -> str:

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from llmemory.errors import DocumentNotFoundError
 from llmemory.settings import Settings
-from llmemory.text.languages import LANGUAGES
+from llmemory.text.languages import LANGUAGES, language_named
 from llmemory.types import DocumentType, SearchType
 from llmemory.validation.metadata import (
     check_characters,
@@ -175,11 +175,18 @@ def checked_choice(value: object, choices: type[Choice], name: str) -> Choice:
 
 
 def checked_language(value: object, *others: str) -> str | None:
-    """Return the language that `value` names: one of ours or of `others`, or None for None."""
+    """Return the language that `value` names: one of ours or of `others`, or None for None.
+
+    Raises:
+        ValidationError: It names none.
+    """
     if value is None:
         return None
-    language = plain_text(value).strip().lower() if isinstance(value, str) else None
-    if language not in {*others, *LANGUAGES}:
+    language = None
+    if isinstance(value, str):
+        name = plain_text(value).strip().lower()
+        language = name if name in others else language_named(name)
+    if language is None:
         refuse("language", f"must be one of {', '.join((*others, *LANGUAGES))}")
     return language
 

@@ -67,11 +67,15 @@ def test_what_cannot_be_seen_is_blank(text: str) -> None:
     assert not is_blank(f"{text}.{text}")
 
 
-@pytest.mark.parametrize("language", ["german", "German", " GERMAN "])
-def test_a_language_is_known_in_any_case(language: str) -> None:
-    values = {"owner_id": "a", "document_name": "n", "content": "c", "language": language}
-    assert checked_document(values, SETTINGS).language == "german"
-    assert Settings(language=language).language == "german"
+@pytest.mark.parametrize(
+    ("name", "language"),
+    [("German", "german"), (" ENGLISH ", "english"), ("de", "german"), ("de-AT", "german")]
+    + [("pt_BR", "portuguese"), ("ZH-hans-CN", "chinese"), ("nb", "norwegian")],
+)
+def test_a_language_has_a_name_or_a_code_in_any_case(name: str, language: str) -> None:
+    values = {"owner_id": "a", "document_name": "n", "content": "c", "language": name}
+    assert checked_document(values, SETTINGS).language == language
+    assert Settings(language=name).language == language
 
 
 def test_whole_numbers_of_other_types_are_taken() -> None:
