@@ -1,11 +1,11 @@
 """What a search costs beside hand-written asyncpg that runs the very same SQL.
 
 By hand means a pool of asyncpg, the statement's text, its arguments and the rows as they come; the
-texts and arguments are those that `AsyncMemory` sends. A search through an HNSW index needs settings
-that hold for it alone: by hand sends them as well, and beside it, "set once" has them on all of its
-connections for good, as an application that does nothing else with them could. Neither side embeds:
-the memory knows the queries' vectors, and by hand they are there as well. Latency: one search after
-the other, both sides by turns. Throughput: 16 tasks on each side by turns.
+texts and arguments are those that `AsyncMemory` sends. A search through an HNSW index needs
+settings that hold for it alone: by hand sends them as well, and beside it, "set once" has them on
+all of its connections for good, as an application that does nothing else with them could. Neither
+side embeds: the memory knows the queries' vectors, and by hand they are there as well. Latency: one
+search after the other, both sides by turns. Throughput: 16 tasks on each side by turns.
 
 Run: python benchmarks/overhead.py [--sizes 300 2000] [--searches 600] [--rounds 7]
      [--database-url postgresql://...]
@@ -138,7 +138,8 @@ async def measure(
         rate = await throughput(ours, options.searches)
         shares.append(rate / await throughput(by_hand, options.searches))
     print(
-        f"{owner:>12} {search_type:<7} ours {p50['ours']:6.2f} ms  {other.name} {p50['by hand']:6.2f} ms"
+        f"{owner:>12} {search_type:<7} ours {p50['ours']:6.2f} ms"
+        f"  {other.name} {p50['by hand']:6.2f} ms"
         f"  more {p50['ours'] - p50['by hand']:5.2f} ms  x {p50['ours'] / p50['by hand']:.2f}"
         f"  throughput at {CALLERS}: {statistics.median(shares):.2f}",
         flush=True,

@@ -69,8 +69,13 @@ def test_what_cannot_be_seen_is_blank(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "language"),
-    [("German", "german"), (" ENGLISH ", "english"), ("de", "german"), ("de-AT", "german")]
-    + [("pt_BR", "portuguese"), ("ZH-hans-CN", "chinese"), ("nb", "norwegian")],
+    [
+        ("German", "german"),
+        (" ENGLISH ", "english"),
+        ("de", "german"),
+        ("pt_BR", "portuguese"),
+        ("ZH-hans-CN", "chinese"),
+    ],
 )
 def test_a_language_has_a_name_or_a_code_in_any_case(name: str, language: str) -> None:
     values = {"owner_id": "a", "document_name": "n", "content": "c", "language": name}
