@@ -9,13 +9,14 @@ waiting for it leaves the caller's hub to the other greenlets.
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-__all__ = ["prepare", "start_thread", "wait"]
+__all__ = ["prepare", "start_thread", "unpatched_popen", "wait"]
 
 Result = TypeVar("Result")
 
@@ -50,6 +51,16 @@ def prepare(loop: asyncio.AbstractEventLoop) -> None:
     """Make a loop ready to run in a thread of ``start_thread``."""
     if _is_patched():
         loop.set_default_executor(_Greenlets())
+
+
+def unpatched_popen() -> type[subprocess.Popen[bytes]]:
+    """Return ``subprocess.Popen``: gevent's works in the main thread only."""
+    if not _is_patched():
+        return subprocess.Popen
+    from gevent.monkey import get_original
+
+    original: type[subprocess.Popen[bytes]] = get_original("subprocess", "Popen")
+    return original
 
 
 def _is_patched() -> bool:

@@ -1,53 +1,51 @@
-"""Models of sentence-transformers, run in this process. Needs the extra ``local``."""
+"""Models of sentence-transformers, run on this machine. Needs the extra ``local``."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
-from typing import Any
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.to_thread
 import numpy as np
 
-from llmemory.concurrency.forks import ProcessLock
 from llmemory.embedding.base import MOST_DIMENSIONS, Purpose
-from llmemory.errors import ConfigurationError
+from llmemory.embedding.local_model import SharedModel
+from llmemory.errors import ClosedError, ConfigurationError
 from llmemory.types import Vectors
 
 __all__ = ["LocalEmbedder"]
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
-_loading = ProcessLock()
-
 
 class LocalEmbedder:
     """Embeds with a model of sentence-transformers, on this machine's processors.
 
-    The model is loaded once in a process: all embedders of the same model and device share it,
-    and it goes with the last of them. Texts are embedded in a worker thread, `batch_size` at a
-    time, so that the event loop goes on and a query need not wait for the end of a long document.
-    Loading does hold up a loop, for a second or two: make the embedder before the loop runs.
-    A model works for one thread at a time, whatever the number of event loops and embedders.
+    The model is loaded and works in a process of its own, so that an event loop goes on meanwhile:
+    torch is not imported here. All embedders of one model and device share the process. It is
+    started when a vector is first wanted, or at once to ask for `dimensions`, started anew if it
+    dies, and ends with the last of its embedders, with ``aclose``, or with this process, however
+    that ends. A fork of this process starts its own, which loads the model again.
+
+    It embeds `batch_size` texts at a time, one batch after the other: a query need not wait for
+    the end of a long document.
 
     What a text has beyond the model's longest input is not seen: 256 tokens, some 1,000
     characters of English, for the default model. Let ``chunk_size`` fit the model.
-
-    A process forked from one that has loaded the model uses it too, in a single thread, for
-    torch's pool of threads does not survive a fork. Accelerators cannot be used across one.
 
     Args:
         model: Name of a model on the Hugging Face hub, which is downloaded if it is not on disk,
             or the path of a folder that holds one.
         dimensions: Length of the vectors. Fewer than the model's own keep the first ones, which
             is good for models that were trained for it. None asks the model, which is loaded at
-            once for that; else it is loaded at its first use.
+            once for that while the caller waits; else it is loaded at its first use.
         name: Stored beside the vectors. None takes `model` as it is given: pass one for a folder
             that may move, and another one when the prompts change.
         document_prompt: Put before each document. None takes the model's own prompt, if it has
@@ -59,6 +57,7 @@ class LocalEmbedder:
     Raises:
         ConfigurationError: The extra is not installed, the model cannot be loaded, or an argument
             is wrong.
+        ProviderUnavailable: The model's process died twice while the model was loaded.
 
     Example:
         >>> embedder = LocalEmbedder("intfloat/e5-small-v2", query_prompt="query: ",
@@ -88,17 +87,15 @@ class LocalEmbedder:
         ):
             if value is not None and not 1 <= value <= most:
                 raise ConfigurationError(f"LocalEmbedder: {argument} must be 1 to {most}.")
-        self._source = _source(model)
+        source = _source(model)
         self.model = os.fspath(model) if name is None else name
         self._prompts = {"document": document_prompt, "query": query_prompt}
-        self._device = device
         self._batch_size = batch_size
-        self._least = dimensions or 1
-        self._loaded: _Model | None = None
         self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, anyio.CapacityLimiter] = (
             WeakKeyDictionary()
         )
-        self.dimensions = self._load().dimensions if dimensions is None else dimensions
+        self._loaded: SharedModel | None = SharedModel.shared(source, device, self)
+        self.dimensions = self._loaded.dimensions() if dimensions is None else dimensions
 
     def __repr__(self) -> str:
         return f"LocalEmbedder({self.model!r}, dimensions={self.dimensions})"
@@ -108,84 +105,56 @@ class LocalEmbedder:
 
         Raises:
             ConfigurationError: The model cannot be loaded.
+            EmbeddingError: The model failed.
+            ProviderUnavailable: Its process died twice.
+            ClosedError: ``aclose`` was called.
         """
+        model = self._loaded
+        if model is None:
+            raise ClosedError("The embedder was closed. Make a new one.")
+        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
+        is_over = threading.Event()
+
+        def embed(batch: list[int]) -> None:
+            made = model.embed(
+                [texts[number] for number in batch],
+                purpose=purpose,
+                prompt=self._prompts[purpose],
+                dimensions=self.dimensions,
+                unless=is_over,
+            )
+            if made is not None:
+                vectors[batch] = self._checked(made)
+
         # One thread of an event loop's is enough: more of them would only wait for the model.
         turns = self._turns.setdefault(asyncio.get_running_loop(), anyio.CapacityLimiter(1))
-        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
         # Texts of a batch are padded to the longest of them.
         order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
-        for start in range(0, len(texts), self._batch_size):
-            batch = order[start : start + self._batch_size]
-            vectors[batch] = await anyio.to_thread.run_sync(
-                self._encode, [texts[number] for number in batch], purpose, limiter=turns
+        try:
+            for start in range(0, len(texts), self._batch_size):
+                batch = order[start : start + self._batch_size]
+                await anyio.to_thread.run_sync(embed, batch, limiter=turns, abandon_on_cancel=True)
+        finally:
+            is_over.set()
+        return vectors
+
+    async def aclose(self) -> None:
+        """End the model's process, unless another embedder shares it; calling again does nothing.
+
+        Calls under way raise ClosedError then, as later ones do.
+        """
+        model, self._loaded = self._loaded, None
+        if model is not None:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(model.leave, self)
+
+    def _checked(self, vectors: Vectors) -> Vectors:
+        if (found := vectors.shape[1]) < self.dimensions:
+            raise ConfigurationError(
+                f"LocalEmbedder: the vectors of {self.model!r} have {found} dimensions, not "
+                f"{self.dimensions}. Change dimensions or the model."
             )
         return vectors
-
-    def _encode(self, texts: list[str], purpose: Purpose) -> Vectors:
-        made = self._load().encode(texts, purpose, self._prompts[purpose])
-        made = made[:, : self.dimensions].astype(np.float32)
-        lengths = np.linalg.norm(made, axis=1, keepdims=True)
-        vectors: Vectors = made / np.maximum(lengths, 1e-12)
-        return vectors
-
-    def _load(self) -> _Model:
-        if self._loaded is None:
-            loaded = _shared_model(self._source, self._device)
-            if self._least > loaded.dimensions:
-                raise ConfigurationError(
-                    f"LocalEmbedder: the vectors of {self._source!r} have {loaded.dimensions} "
-                    f"dimensions, not {self._least}. Change dimensions or the model."
-                )
-            self._loaded = loaded
-        return self._loaded
-
-
-class _Model:
-    """A loaded model, which works for one thread at a time."""
-
-    def __init__(self, source: str, device: str | None) -> None:
-        import torch  # pyright: ignore[reportMissingImports]
-        from sentence_transformers import (  # pyright: ignore[reportMissingImports]
-            SentenceTransformer,
-        )
-
-        self._transformer: Any = SentenceTransformer(source, device=device)
-        # Its name until sentence-transformers 5.
-        ask = getattr(self._transformer, "get_embedding_dimension", None)
-        ask = ask or self._transformer.get_sentence_embedding_dimension
-        self.dimensions: int = ask() or len(self._transformer.encode("x"))
-        # A tokenizer that two threads use at once fails.
-        self._using = ProcessLock()
-        # Forked, it would wait for ever for the threads that stayed with the parent.
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
-
-    def encode(self, texts: list[str], purpose: Purpose, prompt: str | None) -> Vectors:
-        encode = getattr(self._transformer, f"encode_{purpose}")
-        with self._using:
-            vectors: Vectors = encode(
-                texts, prompt=prompt, batch_size=len(texts), show_progress_bar=False
-            )
-        return vectors
-
-
-_models: WeakValueDictionary[tuple[str, str | None], _Model] = WeakValueDictionary()
-
-
-def _shared_model(source: str, device: str | None) -> _Model:
-    with _loading:
-        model = _models.get((source, device))
-        if model is None:
-            try:
-                model = _models[source, device] = _Model(source, device)
-            except Exception as error:
-                raise ConfigurationError(
-                    f"LocalEmbedder cannot load {source!r}"
-                    f"{'' if device is None else f' on {device!r}'}: {type(error).__name__}, see "
-                    "the cause above. Pass the name of a sentence-transformers model or the path "
-                    "of a folder that holds one; without a network it must be on disk already."
-                ) from error
-        return model
 
 
 def _source(model: str | PathLike[str]) -> str:
