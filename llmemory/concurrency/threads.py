@@ -12,11 +12,11 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-__all__ = ["prepare", "start_thread", "unpatched_popen", "wait"]
+__all__ = ["prepare", "start_process", "start_thread", "wait"]
 
 Result = TypeVar("Result")
 
@@ -53,14 +53,29 @@ def prepare(loop: asyncio.AbstractEventLoop) -> None:
         loop.set_default_executor(_Greenlets())
 
 
-def unpatched_popen() -> type[subprocess.Popen[bytes]]:
-    """Return ``subprocess.Popen``: gevent's works in the main thread only."""
+def start_process(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Return a process as ``subprocess.Popen`` starts it, whose pipes any thread may use.
+
+    gevent's own starts processes in the main thread only, and its pipes belong to one thread.
+    """
     if not _is_patched():
-        return subprocess.Popen
+        return subprocess.Popen(command, **options)
     from gevent.monkey import get_original
 
-    original: type[subprocess.Popen[bytes]] = get_original("subprocess", "Popen")
-    return original
+    # Looked up in the module, where gevent's does without.
+    vars(subprocess)["_fork_exec"] = get_original("subprocess", "_fork_exec")
+    popen: type[subprocess.Popen[bytes]] = get_original("subprocess", "Popen")
+    started: Future[subprocess.Popen[bytes]] = Future()
+
+    def start() -> None:
+        try:
+            started.set_result(popen(command, **options))
+        except BaseException as error:
+            started.set_exception(error)
+
+    # In a thread without a hub, which would put off closing what is waited for to be closed.
+    get_original("_thread", "start_new_thread")(start, ())
+    return wait(started)
 
 
 def _is_patched() -> bool:

@@ -20,7 +20,7 @@ from io import FileIO
 from multiprocessing.spawn import get_executable
 from typing import IO, Any, cast
 
-from llmemory.concurrency.threads import unpatched_popen
+from llmemory.concurrency.threads import start_process
 from llmemory.embedding import local_worker
 from llmemory.errors import ConfigurationError
 
@@ -44,7 +44,7 @@ class ModelProcess:
         self._device = device
         options = {"path": list(map(os.fspath, sys.path)), "source": source, "device": device}
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = unpatched_popen()(
+        self._process = start_process(
             [get_executable(), "-P", local_worker.__file__, json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
