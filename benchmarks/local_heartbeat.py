@@ -66,7 +66,8 @@ def told(late_s: list[float]) -> str:
 async def main(model: str, seconds: float) -> None:
     """Watch the loading, then texts of several lengths."""
     embedder = LocalEmbedder(model, device="cpu", dimensions=1)
-    await watched("loading", lambda: embedder.embed(["text"], purpose="document"))
+    # What starts the model's process, which imports torch and loads the model.
+    await watched("start and one text", lambda: embedder.embed(["text"], purpose="document"))
 
     async def embed(texts: list[str], purpose: Any) -> None:
         until = time.perf_counter() + seconds
@@ -83,6 +84,7 @@ async def main(model: str, seconds: float) -> None:
         texts = [f"{n} {WORDS * (characters // len(WORDS) + 1)}"[:characters] for n in range(count)]
         purpose = "query" if count == 1 and characters == 30 else "document"
         await watched(name, lambda texts=texts, purpose=purpose: embed(texts, purpose))
+    await embedder.aclose()
 
 
 if __name__ == "__main__":
