@@ -139,6 +139,11 @@ class Settings(BaseSettings):
         description="Whether the embedder sees the document's name and the headings above a chunk "
         "before its text.",
     )
+    chunk_context: str | None = Field(
+        None,
+        description="Function that makes what the embedder sees before a chunk, where none is "
+        "passed, as `package.module:name`.",
+    )
     chunk_context_concurrency: int = Field(
         8, ge=1, le=1000, description="Calls of `chunk_context` that run at once."
     )

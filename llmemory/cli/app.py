@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Group, Parameter
@@ -59,6 +60,7 @@ def launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     database_url: str | None = None,
     schema: str | None = None,
+    chunk_context: str | None = None,
 ) -> int | None:
     """Run the command that `tokens` spell, with the settings that the global options change.
 
@@ -67,13 +69,23 @@ def launch(
         database_url: Where the documents live. Other users of the machine can see command
             lines: give a password in LLMEMORY_DATABASE_URL instead.
         schema: PostgreSQL schema of the tables; LLMEMORY_SCHEMA_NAME, else llmemory.
+        chunk_context: For commands that embed: the function that makes what the model sees before
+            a chunk, as package.module:name; LLMEMORY_CHUNK_CONTEXT.
     """
     command, bound, ignored = app.parse_args(tokens, exit_on_error=False, print_error=False)
     if "settings" in ignored:
-        given = {"database_url": database_url, "schema_name": schema}
-        bound.arguments["settings"] = Settings.from_env(
+        given = {
+            "database_url": database_url,
+            "schema_name": schema,
+            "chunk_context": chunk_context,
+        }
+        settings = Settings.from_env(
             **{name: value for name, value in given.items() if value is not None}
         )
+        if settings.chunk_context is not None:
+            # Modules of the folder that one is in count, but no other instead of an installed one.
+            sys.path.append(str(Path.cwd()))
+        bound.arguments["settings"] = settings
     code: int | None = command(*bound.args, **bound.kwargs)
     return code
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import pkgutil
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from hashlib import sha256
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -31,13 +32,16 @@ class Contexts:
 
     Args:
         make: The function: a coroutine function, or another one, which a worker thread calls.
+            None takes the one that the settings name, if any.
         settings: How chunks are embedded, how many calls run at once, how many contexts are kept.
 
     Raises:
-        ConfigurationError: It cannot be called.
+        ConfigurationError: It cannot be imported or called.
     """
 
     def __init__(self, make: ChunkContext | None, settings: Settings) -> None:
+        if make is None and settings.chunk_context is not None:
+            make = _imported(settings.chunk_context)
         if make is not None and not callable(make):
             raise ConfigurationError("chunk_context must be a function that takes a ChunkToEmbed.")
         self._make = make
@@ -104,6 +108,17 @@ class Contexts:
                 f"chunk_context must return text or None, not {type(context).__name__}."
             )
         return context.strip()
+
+
+def _imported(name: str) -> Any:
+    try:
+        return pkgutil.resolve_name(name)
+    # Whatever importing an application's module raises.
+    except Exception as error:
+        raise ConfigurationError(
+            f"chunk_context {name!r} cannot be imported ({type(error).__name__}: {error}). Name a "
+            "function as package.module:name."
+        ) from error
 
 
 def _is_asynchronous(make: ChunkContext) -> bool:

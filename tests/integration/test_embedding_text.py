@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from integration.workers import left
+from plugins.command_line import Run, one_line
 from plugins.memories import MakeMemory
 
 from llmemory import AsyncMemory, ChunkToEmbed, EmbeddingError, HashEmbedder, Memory, Settings
@@ -191,3 +195,25 @@ class TestContexts:
         with Memory(database_url, embedder=embedder, chunk_context=make) as memory:
             memory.add_document("acme", "Note", "The lift is broken.")
         assert embedder.take() == ["One of 0.\n\nThe lift is broken."]
+
+
+def test_commands_import_the_function(
+    run: Run, notes: Path, tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "contexts_of_mine.py").write_text(
+        "asked = []\ndef say(chunk):\n    asked.append(chunk.document_name)\n    return 'Mine.'\n"
+    )
+    option = ("--chunk-context", "contexts_of_mine:say")
+    run("add", notes, *option)
+    asked = sys.modules["contexts_of_mine"].asked
+    names = ["notes/deep/tea.TXT", "notes/leave.md"]
+    assert sorted(asked) == names
+    asked.clear()
+    left(database_url, HashEmbedder(), "One.")
+    run("worker", "--once", LLMEMORY_CHUNK_CONTEXT=option[1])
+    assert asked == ["name"]
+    run("reembed", *option, LLMEMORY_HASH_DIMENSIONS="64")
+    assert sorted(asked) == ["name", "name", *names]
+    problem = run("reembed", "--chunk-context", "contexts_of_mine:no", code=1).stderr
+    assert "'contexts_of_mine:no' cannot be imported (AttributeError" in one_line(problem)
