@@ -19,6 +19,7 @@
     └── EmbeddingError              the embedder failed
         ├── ProviderUnavailable     it did not answer; trying again later helps
         ├── ProviderRejected        it refused the request
+        ├── ContextFailed           the function that makes contexts of chunks failed
         ├── TextsRefused            it refused texts of some documents, when all were embedded anew
         └── DimensionMismatch       it returned vectors of the wrong length
 
@@ -34,6 +35,7 @@ __all__ = [
     "ClosedError",
     "ConfigurationError",
     "ConflictError",
+    "ContextFailed",
     "DimensionMismatch",
     "DocumentNotFoundError",
     "EmbedderMismatchError",
@@ -205,8 +207,14 @@ class ProviderRejected(EmbeddingError):
         self.status = status
 
 
+class ContextFailed(EmbeddingError):
+    """``chunk_context`` failed for a chunk, or returned no text. Mend it; see the cause."""
+
+
 class TextsRefused(EmbeddingError):
-    """The embedder refused texts of some documents; all other vectors were made and are kept.
+    """Texts of some documents were refused; all other vectors were made and are kept.
+
+    By the embedder, or by ``chunk_context``, which failed.
 
     Mend or delete these documents and call ``reembed`` again, which asks for what is missing
     only, or let it go without these vectors: ``skip_refused=True``.

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import pkgutil
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
@@ -14,14 +15,32 @@ import anyio
 import anyio.to_thread
 
 from llmemory.concurrency.tasks import for_each
+from llmemory.embedding.partial import MOST_REFUSALS, is_about_texts
 from llmemory.embedding.text import ChunkToEmbed, TextsToEmbed
-from llmemory.errors import ConfigurationError, EmbeddingError, LLMemoryError
+from llmemory.errors import ConfigurationError, ContextFailed, LLMemoryError
 from llmemory.recent import Recent
 from llmemory.settings import Settings
 
-__all__ = ["ChunkContext", "Contexts"]
+__all__ = ["ChunkContext", "Contexts", "PossibleTexts"]
 
 ChunkContext: TypeAlias = Callable[[ChunkToEmbed], str | Awaitable[str | None] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class PossibleTexts:
+    """The texts to embed of those chunks whose context could be made.
+
+    Attributes:
+        texts: One for each of `numbers`.
+        numbers: Those chunks, in order.
+        errors: What the function met for others; those that nobody asked for have none.
+        error: What is wrong with the function itself, if anything; it ended the work.
+    """
+
+    texts: Sequence[str]
+    numbers: Sequence[int]
+    errors: dict[int, LLMemoryError]
+    error: LLMemoryError | None
 
 
 class Contexts:
@@ -61,18 +80,57 @@ class Contexts:
         """Return what the embedder is given for each of `chunks`.
 
         Raises:
-            EmbeddingError: The function failed, or returned something else than text.
+            ContextFailed: The function failed, or returned something else than text.
+            LLMemoryError: It raised this.
         """
         contexts = [""] * len(chunks) if self._make is not None else []
 
-        async def make(entry: tuple[int, bytes]) -> None:
-            number, key = entry
+        async def make(number: int, key: bytes) -> None:
             contexts[number] = await self._context(chunks[number], key)
 
-        if contexts:
-            at_once = min(self._concurrency, len(contexts))
-            await for_each(_keys(chunks), make, at_once=at_once)
+        await self._for_each(chunks, make)
         return TextsToEmbed(chunks, with_headings=self._with_headings, contexts=contexts)
+
+    async def possible_texts(self, chunks: Sequence[ChunkToEmbed]) -> PossibleTexts:
+        """Return the same, but for those of `chunks` whose context the function fails to make.
+
+        One that fails for all that it is given is not given many.
+        """
+        if self._make is None:
+            return PossibleTexts(await self.texts(chunks), range(len(chunks)), {}, None)
+        contexts: dict[int, str] = {}
+        errors: dict[int, LLMemoryError] = {}
+        general: LLMemoryError | None = None
+
+        async def make(number: int, key: bytes) -> None:
+            nonlocal general
+            try:
+                contexts[number] = await self._context(chunks[number], key)
+            except LLMemoryError as error:
+                errors[number] = error
+                if not is_about_texts(error) or (len(errors) >= MOST_REFUSALS and not contexts):
+                    general = error
+                    raise
+
+        try:
+            await self._for_each(chunks, make)
+        except LLMemoryError:
+            if general is None:
+                raise
+        numbers = sorted(contexts)
+        texts = TextsToEmbed(
+            [chunks[number] for number in numbers],
+            with_headings=self._with_headings,
+            contexts=[contexts[number] for number in numbers],
+        )
+        return PossibleTexts(texts, numbers, errors, general)
+
+    async def _for_each(
+        self, chunks: Sequence[ChunkToEmbed], make: Callable[[int, bytes], Awaitable[None]]
+    ) -> None:
+        if self._make is not None and chunks:
+            at_once = min(self._concurrency, len(chunks))
+            await for_each(_keys(chunks), lambda entry: make(*entry), at_once=at_once)
 
     async def _context(self, chunk: ChunkToEmbed, key: bytes) -> str:
         context = self._kept.get(key)
@@ -97,14 +155,14 @@ class Contexts:
         except LLMemoryError:
             raise
         except Exception as error:
-            raise EmbeddingError(
+            raise ContextFailed(
                 f"chunk_context failed with {type(error).__name__}; nothing was stored. See the "
                 "cause above."
             ) from error
         if context is None:
             return ""
         if not isinstance(context, str):
-            raise EmbeddingError(
+            raise ContextFailed(
                 f"chunk_context must return text or None, not {type(context).__name__}."
             )
         return context.strip()

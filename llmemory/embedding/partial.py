@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from llmemory.concurrency.tasks import for_each
 from llmemory.embedding.base import Embedder, concurrency_of, embed_checked
 from llmemory.errors import (
+    ContextFailed,
     DimensionMismatch,
     EmbeddingError,
     LLMemoryError,
@@ -51,6 +52,15 @@ class PartlyEmbedded:
     numbers: list[int] = field(default_factory=list)
     errors: dict[int, LLMemoryError] = field(default_factory=dict)
     error: LLMemoryError | None = None
+
+    def renumbered(self, numbers: Sequence[int]) -> PartlyEmbedded:
+        """Return the same, of texts that are some of others, with these numbers among them."""
+        return PartlyEmbedded(
+            self.vectors,
+            [numbers[number] for number in self.numbers],
+            {numbers[number]: error for number, error in self.errors.items()},
+            self.error,
+        )
 
 
 async def embed_all_but_refused(embedder: Embedder, texts: Sequence[str]) -> PartlyEmbedded:
@@ -150,6 +160,7 @@ def shortened(positions: Sequence[int], most: int = 5) -> str:
 _SENTENCES: dict[type[LLMemoryError], str] = {
     ProviderUnavailable: "The embedding provider did not answer",
     ProviderRejected: "The embedding provider refused the request",
+    ContextFailed: "The function chunk_context failed",
     DimensionMismatch: "The embedder returned vectors of another length than it announces",
     EmbeddingError: "The embedder failed",
     ValidationError: "The embedder refused the text",

@@ -22,6 +22,7 @@ from llmemory.embedding.partial import (
     reason_of,
     shortened,
 )
+from llmemory.embedding.text import ChunkToEmbed
 from llmemory.errors import (
     LLMemoryError,
     ProviderUnavailable,
@@ -198,11 +199,7 @@ class Queue:
                 chunks = await self._jobs.read(
                     claim, limit=self._portion, with_documents=self._contexts.are_made
                 )
-                made = await embed_what_is_possible(
-                    self.model.embedder,
-                    await self._contexts.texts([chunk.text for chunk in chunks]),
-                    batch_size=self._settings.embedding_batch_size,
-                )
+                made = await self._embed([chunk.text for chunk in chunks])
             return await self._write(claim, chunks, made)
         except StorageUnavailable:
             self._unreleased.append(claim)
@@ -222,6 +219,16 @@ class Queue:
                 else:
                     await self._jobs.release(claim)
             raise
+
+    async def _embed(self, chunks: Sequence[ChunkToEmbed]) -> PartlyEmbedded:
+        possible = await self._contexts.possible_texts(chunks)
+        embedded = await embed_what_is_possible(
+            self.model.embedder, possible.texts, batch_size=self._settings.embedding_batch_size
+        )
+        made = embedded.renumbered(possible.numbers)
+        made.errors |= possible.errors
+        made.error = made.error or possible.error
+        return made
 
     async def _fail_all(self, claim: Claim, reason: str) -> None:
         failed = {job.job_id: self._failed(job, reason) for job in claim.jobs}

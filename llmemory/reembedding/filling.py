@@ -23,8 +23,8 @@ from llmemory.database.driver_errors import translated_errors
 from llmemory.database.engines import Database
 from llmemory.database.session_lock import session_lock
 from llmemory.embedding.base import Embedder, concurrency_of
-from llmemory.embedding.contexts import Contexts
-from llmemory.embedding.partial import embed_all_but_refused
+from llmemory.embedding.contexts import Contexts, PossibleTexts
+from llmemory.embedding.partial import PartlyEmbedded, embed_all_but_refused
 from llmemory.embedding.text import ChunkToEmbed
 from llmemory.errors import ConflictError
 from llmemory.maintenance import OnProgress
@@ -207,18 +207,26 @@ class Reembedding(ChunkWalk):
 
     async def _embed(self, space: StoredSpace, batch: _Batch) -> int:
         """Embed chunks outside any transaction, and write in one what is still wanted."""
-        text_of = list(await self._texts(batch.chunks))
-        texts = list(dict.fromkeys(text_of))
-        made = await embed_all_but_refused(self._embedder, texts)
+        possible = await self._texts(batch.chunks)
+        if possible.error is not None:
+            raise possible.error
+        text_of = dict(zip(possible.numbers, possible.texts, strict=True))
+        texts = list(dict.fromkeys(text_of.values()))
+        if texts:
+            made = await embed_all_but_refused(self._embedder, texts)
+        else:
+            made = PartlyEmbedded()
         row_of = {texts[number]: row for row, number in enumerate(made.numbers)}
-        errors = {texts[number]: error for number, error in made.errors.items()}
-        rows = {}
-        for chunk, text in zip(batch.chunks, text_of, strict=True):
-            if (error := errors.get(text)) is None:
-                rows[_key(chunk)] = row_of[text]
+        refused = {texts[number]: error for number, error in made.errors.items()}
+        errors, rows = dict(possible.errors), {}
+        for number, text in text_of.items():
+            if (error := refused.get(text)) is None:
+                rows[_key(batch.chunks[number])] = row_of[text]
             else:
-                refusal = Refusal(chunk.document_id, chunk.position, error)
-                self._refusals[_key(chunk)] = refusal
+                errors[number] = error
+        for number, error in errors.items():
+            chunk = batch.chunks[number]
+            self._refusals[_key(chunk)] = Refusal(chunk.document_id, chunk.position, error)
         if not rows:
             return 0
         import numpy as np
@@ -233,8 +241,8 @@ class Reembedding(ChunkWalk):
                     raise
         raise AssertionError
 
-    async def _texts(self, chunks: Sequence[Row[Any]]) -> Sequence[str]:
-        """Return what the embedder is given for each of `chunks`."""
+    async def _texts(self, chunks: Sequence[Row[Any]]) -> PossibleTexts:
+        """Return what the embedder is given for `chunks`."""
         contents: dict[tuple[str, UUID], str] = {}
         if self._contexts.are_made:
             async with self._reading_or_writing, self._database.connect() as connection:
@@ -245,7 +253,7 @@ class Reembedding(ChunkWalk):
                         {"owner": owner_id, "document_ids": list(ids)},
                     )
                     contents |= {(owner_id, row.document_id): row.content for row in found}
-        return await self._contexts.texts(
+        return await self._contexts.possible_texts(
             [
                 ChunkToEmbed(
                     chunk.owner_id,

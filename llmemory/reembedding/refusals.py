@@ -1,4 +1,4 @@
-"""The chunks whose texts an embedder refuses: which documents they make, and what they get."""
+"""The chunks whose texts are refused: which documents they make, and what they get."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uuid_utils.compat import uuid7
 
 from llmemory.database.engines import Database
 from llmemory.embedding.partial import reason_of, shortened
-from llmemory.errors import ConflictError, LLMemoryError, TextsRefused
+from llmemory.errors import ConflictError, ContextFailed, LLMemoryError, TextsRefused
 from llmemory.models import Tables
 from llmemory.reembedding.chunk_walk import Key
 from llmemory.settings import Settings
@@ -28,7 +28,7 @@ MOST_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A chunk whose text the embedder refuses."""
+    """A chunk whose text the embedder refuses, or whose context could not be made."""
 
     document_id: UUID
     position: int
@@ -59,8 +59,10 @@ class Refusals(dict[Key, Refusal]):
         ]
         if len(reasons) > MOST_SHOWN:
             shown.append(f"And {len(reasons) - MOST_SHOWN} more.")
+        is_function = all(isinstance(found.error, ContextFailed) for found in self.values())
         return TextsRefused(
-            f"The embedder refused texts of {len(reasons)} document{'s' * (len(reasons) > 1)}. "
+            f"{'chunk_context failed for' if is_function else 'The embedder refused'} texts of "
+            f"{len(reasons)} document{'s' * (len(reasons) > 1)}. "
             "All other vectors were made and are kept. Mend or delete what was refused and call "
             "reembed again, or pass skip_refused=True to go without its vectors. "
             + " ".join(shown),

@@ -25,6 +25,8 @@ from plugins.memories import MakeMemory
 
 from llmemory import (
     AsyncMemory,
+    ChunkToEmbed,
+    ContextFailed,
     EmbeddingError,
     ProviderRejected,
     ProviderUnavailable,
@@ -115,6 +117,27 @@ class TestFailures:
             await memory.process_pending_embeddings()
         ((pause,),) = jobs(database_url, "extract(epoch FROM available_at - now())::float")
         assert 590 < pause <= 600
+
+    async def test_a_document_that_no_context_can_be_made_for(
+        self, make_memory: MakeMemory, database_url: str
+    ) -> None:
+        def make(chunk: ChunkToEmbed) -> str:
+            if "Private" in chunk.content:
+                raise TimeoutError(chunk.content)
+            return "Context."
+
+        memory = make_memory(chunk_context=make, settings=Settings(job_attempts=2))
+        ids = await leave(memory, "acme", "One.", "Private matters.", "Three.")
+        for _ in range(2):
+            with pytest.raises(ContextFailed):
+                await memory.process_pending_embeddings()
+            make_due(database_url)
+        assert rows(database_url)["embeddings"] == 2
+        (job,) = await memory.list_jobs()
+        assert (job.document_id, job.state, job.attempts) == (ids[1], "failed", 2)
+        assert job.last_error == (
+            "The function chunk_context failed (ContextFailed, caused by TimeoutError). Chunks: 0."
+        )
 
     async def test_a_document_that_takes_the_embedder_down_is_found_out(
         self, make_memory: MakeMemory, database_url: str

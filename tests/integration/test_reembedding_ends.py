@@ -17,6 +17,7 @@ from integration.reembedding import HEALED, OWNERS, Failing, Waiting, corpus, st
 from plugins.memories import MakeMemory
 
 from llmemory import (
+    ChunkToEmbed,
     ConfigurationError,
     ConflictError,
     EmbedderMismatchError,
@@ -192,6 +193,33 @@ async def test_refused_texts_cost_no_other_its_vector(
     result = await memory.reembed(skip_refused=True)
     assert (result.embeddings_created, result.documents_refused) == (1, 1)
     assert [job.document_id for job in await memory.list_jobs()] == [added[3].document_id]
+
+
+async def test_a_function_that_fails_for_some_costs_no_other_its_vector(
+    make_memory: MakeMemory,
+) -> None:
+    bad = {"Two."}
+
+    def make(chunk: ChunkToEmbed) -> str:
+        if chunk.content in bad:
+            raise TimeoutError(chunk.content)
+        return "Context."
+
+    memory = make_memory(chunk_context=make)
+    added = [
+        await memory.add_document("acme", "name", text, embed="later")
+        for text in ("One.", "Two.", "Three.")
+    ]
+    with pytest.raises(TextsRefused, match="chunk_context failed for texts of 1 doc") as caught:
+        await memory.reembed(HashEmbedder(96))
+    ((document, reason),) = caught.value.reasons.items()
+    assert document == ("acme", added[1].document_id)
+    assert reason == (
+        "The function chunk_context failed (ContextFailed, caused by TimeoutError). Chunks: 0."
+    )
+    bad.clear()
+    result = await memory.reembed(HashEmbedder(96))
+    assert (result.embeddings_created, result.documents_refused) == (1, 0)
 
 
 async def test_dropped_vectors_are_not_searched(make_memory: MakeMemory, driver_url: str) -> None:

@@ -12,7 +12,12 @@ import pytest
 
 from llmemory import AsyncMemory, ChunkToEmbed, HashEmbedder, Settings
 from llmemory.embedding.contexts import Contexts
-from llmemory.errors import ConfigurationError, EmbeddingError, ProviderUnavailable
+from llmemory.errors import (
+    ConfigurationError,
+    ContextFailed,
+    EmbeddingError,
+    ProviderUnavailable,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -146,10 +151,10 @@ async def test_a_function_that_returns_a_coroutine() -> None:
 @pytest.mark.parametrize(
     ("outcome", "error", "words"),
     [
-        (RuntimeError("gone"), EmbeddingError, "chunk_context failed with RuntimeError"),
+        (RuntimeError("gone"), ContextFailed, "chunk_context failed with RuntimeError"),
         (ProviderUnavailable("busy"), ProviderUnavailable, "busy"),
-        (7, EmbeddingError, "text or None, not int"),
-        (b"text", EmbeddingError, "text or None, not bytes"),
+        (7, ContextFailed, "text or None, not int"),
+        (b"text", ContextFailed, "text or None, not bytes"),
     ],
 )
 async def test_a_failure_ends_it(outcome: Any, error: type[EmbeddingError], words: str) -> None:
@@ -173,6 +178,34 @@ async def test_a_failure_ends_it(outcome: Any, error: type[EmbeddingError], word
     # What was made before is not asked for again.
     assert len(await contexts.texts(given)) == 3
     assert asked == ["one", "two", "two", "three"]
+
+
+async def test_what_it_fails_for_costs_no_other_its_text() -> None:
+    def make(chunk: ChunkToEmbed) -> str:
+        if "bad" in chunk.content:
+            raise RuntimeError(chunk.content)
+        return "Context."
+
+    possible = await Contexts(make, Settings()).possible_texts(chunks("one", "bad", "three"))
+    assert (list(possible.numbers), possible.error) == ([0, 2], None)
+    assert list(possible.texts) == ["Context.\n\none", "Context.\n\nthree"]
+    assert {number: type(error) for number, error in possible.errors.items()} == {1: ContextFailed}
+
+
+@pytest.mark.parametrize(("error", "calls"), [(RuntimeError, 16), (ProviderUnavailable, 1)])
+async def test_one_that_always_fails_is_not_asked_for_all(
+    error: type[Exception], calls: int
+) -> None:
+    asked: list[str] = []
+
+    def make(chunk: ChunkToEmbed) -> str:
+        asked.append(chunk.content)
+        raise error("busy")
+
+    contexts = Contexts(make, Settings(chunk_context_concurrency=1))
+    possible = await contexts.possible_texts(chunks(*map(str, range(40))))
+    assert (len(possible.texts), len(possible.errors), len(asked)) == (0, calls, calls)
+    assert possible.error is possible.errors[calls - 1]
 
 
 def test_what_cannot_be_called_is_refused() -> None:
