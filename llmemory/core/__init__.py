@@ -33,7 +33,7 @@ class AsyncMemory(Adding, Searching, StoredDocuments, Upkeep, Spaces):
         chunk_context: A function, asynchronous or not, that returns what shall stand before a
             chunk for the embedder, given a ``ChunkToEmbed``: such as a language model's sentence
             on where in the document it belongs. None or "" adds nothing. It is called for chunks
-            that are embedded only, several at once.
+            that are embedded only, several at once. None takes ``settings.chunk_context``.
 
     Raises:
         ConfigurationError: The arguments contradict each other, or no embedder is installed.
