@@ -65,7 +65,7 @@ def told(late_s: list[float]) -> str:
 
 async def main(model: str, seconds: float) -> None:
     """Watch the loading, then texts of several lengths."""
-    embedder = LocalEmbedder(model, device="cpu", dimensions=1)
+    embedder = LocalEmbedder(model, device="cpu")
     # What starts the model's process, which imports torch and loads the model.
     await watched("start and one text", lambda: embedder.embed(["text"], purpose="document"))
 

@@ -155,6 +155,7 @@ class Lifecycle:
         async with self._opening_alone():
             if self._model is None or self._database.lacks_tables:
                 await self._migrate()
+                await self._find_dimensions()
                 embedder = self._embedder
                 async with self._database.connect() as connection:
                     space = await open_space(connection, self._tables, identity_of(embedder))
@@ -162,6 +163,13 @@ class Lifecycle:
                 self._model = Model(embedder, space)
                 self._database.lacks_tables = False
             return self._model
+
+    async def _find_dimensions(self) -> None:
+        """Have an embedder of our own know its dimensions, which would hold up the event loop."""
+        if self._embedder is self._own_embedder:
+            find = getattr(self._embedder, "find_dimensions", None)
+            if find is not None:
+                await find()
 
     def _opening_alone(self) -> asyncio.Lock:
         return self._opening.setdefault(asyncio.get_running_loop(), asyncio.Lock())

@@ -57,6 +57,7 @@ class Spaces(Lifecycle):
         self._database.check_open()
         async with self._opening_alone():
             await self._migrate()
+            await self._find_dimensions()
         parts = (self._database, self._tables)
         run = Reembedding(
             *parts, given, self._contexts, self.settings, on_progress, skip_refused=skip_refused

@@ -190,8 +190,10 @@ class Upkeep(Lifecycle):
         It counts the jobs of all owners, at some 20 ms for 100,000.
 
         Raises:
+            ConfigurationError: The model of a local embedder cannot be loaded.
             ClosedError: ``close`` was called.
         """
+        await self._find_dimensions()
         return await check_health(self._database, self._tables, self.embedder, self.settings)
 
     async def _queue(self, former: Queue | None = None) -> Queue:

@@ -30,9 +30,9 @@ class LocalEmbedder:
 
     The model is loaded and works in a process of its own, so that an event loop goes on meanwhile:
     torch is not imported here. All embedders of one model and device share the process. It is
-    started when a vector is first wanted, or at once to ask for `dimensions`, started anew if it
-    dies, and ends with the last of its embedders, with ``aclose``, or with this process, however
-    that ends. A fork of this process starts its own, which loads the model again.
+    started when it is first needed, started anew if it dies, and ends with the last of its
+    embedders, with ``aclose``, or with this process, however that ends. A fork of this process
+    starts its own, which loads the model again.
 
     It embeds `batch_size` texts at a time, one batch after the other: a query need not wait for
     the end of a long document.
@@ -44,8 +44,9 @@ class LocalEmbedder:
         model: Name of a model on the Hugging Face hub, which is downloaded if it is not on disk,
             or the path of a folder that holds one.
         dimensions: Length of the vectors. Fewer than the model's own keep the first ones, which
-            is good for models that were trained for it. None asks the model, which is loaded at
-            once for that while the caller waits; else it is loaded at its first use.
+            is good for models that were trained for it. None asks the model, which is loaded for
+            that: at once, or in an event loop, which must not wait, by ``find_dimensions`` or
+            the first use, and until then asking for ``dimensions`` does wait.
         name: Stored beside the vectors. None takes `model` as it is given: pass one for a folder
             that may move, and another one when the prompts change.
         document_prompt: Put before each document. None takes the model's own prompt, if it has
@@ -94,11 +95,32 @@ class LocalEmbedder:
         self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, anyio.CapacityLimiter] = (
             WeakKeyDictionary()
         )
-        self._loaded: SharedModel | None = SharedModel.shared(source, device, self)
-        self.dimensions = self._loaded.dimensions() if dimensions is None else dimensions
+        self._shared: SharedModel | None = SharedModel.shared(source, device, self)
+        self._dimensions = dimensions
+        if dimensions is None and not _is_in_event_loop():
+            self._dimensions = self._shared.dimensions()
 
     def __repr__(self) -> str:
-        return f"LocalEmbedder({self.model!r}, dimensions={self.dimensions})"
+        return f"LocalEmbedder({self.model!r}, dimensions={self._dimensions})"
+
+    @property
+    def dimensions(self) -> int:
+        """Length of the vectors. Waits for the model where it is not known yet."""
+        if self._dimensions is None:
+            self._dimensions = self._used().dimensions()
+        return self._dimensions
+
+    async def find_dimensions(self) -> None:
+        """Ask the model for ``dimensions``, unless they are known, while the event loop goes on.
+
+        Raises:
+            ConfigurationError: It cannot be loaded.
+            ProviderUnavailable: Its process died twice.
+            ClosedError: ``aclose`` was called.
+        """
+        if self._dimensions is None:
+            ask = self._used().dimensions
+            self._dimensions = await anyio.to_thread.run_sync(ask, abandon_on_cancel=True)
 
     async def embed(self, texts: Sequence[str], *, purpose: Purpose) -> Vectors:
         """Return vectors of length 1, shape ``(len(texts), dimensions)``, float32.
@@ -109,9 +131,8 @@ class LocalEmbedder:
             ProviderUnavailable: Its process died twice.
             ClosedError: ``aclose`` was called.
         """
-        model = self._loaded
-        if model is None:
-            raise ClosedError("The embedder was closed. Make a new one.")
+        model = self._used()
+        await self.find_dimensions()
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
         is_over = threading.Event()
 
@@ -143,10 +164,15 @@ class LocalEmbedder:
 
         Calls under way raise ClosedError then, as later ones do.
         """
-        model, self._loaded = self._loaded, None
+        model, self._shared = self._shared, None
         if model is not None:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(model.leave, self)
+
+    def _used(self) -> SharedModel:
+        if self._shared is None:
+            raise ClosedError("The embedder was closed. Make a new one.")
+        return self._shared
 
     def _checked(self, vectors: Vectors) -> Vectors:
         if (found := vectors.shape[1]) < self.dimensions:
@@ -155,6 +181,14 @@ class LocalEmbedder:
                 f"{self.dimensions}. Change dimensions or the model."
             )
         return vectors
+
+
+def _is_in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _source(model: str | PathLike[str]) -> str:

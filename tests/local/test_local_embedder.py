@@ -20,8 +20,15 @@ import numpy as np
 import pytest
 from plugins.memories import MakeMemory
 
-from llmemory import ConfigurationError, Embedder, LocalEmbedder, Settings
-from llmemory.embedding import from_settings, local_model
+from llmemory import (
+    AsyncMemory,
+    ClosedError,
+    ConfigurationError,
+    Embedder,
+    LocalEmbedder,
+    Settings,
+)
+from llmemory.embedding import local_model
 from llmemory.embedding.base import embed_checked, provider_of
 from llmemory.types import Vectors
 
@@ -252,14 +259,14 @@ class TestAtWork:
         gaps_s = []
         # Another process may take the processors for a moment, but not every time.
         for _ in range(3):
-            embedder = LocalEmbedder(MODEL, device="cpu", dimensions=DIMENSIONS)
+            embedder = LocalEmbedder(MODEL, device="cpu")
             async with heartbeat() as beat:
                 await embedder.embed(passages, purpose="document")
             gaps_s.append(beat.largest_gap_s)
             await embedder.aclose()
         assert min(gaps_s) < 0.06
 
-    async def test_in_a_memory(self, make_memory: MakeMemory) -> None:
+    async def test_in_a_memory(self, database_url: str) -> None:
         settings = Settings(
             embedder="local",
             local_model=str(MODEL),
@@ -267,13 +274,15 @@ class TestAtWork:
             local_device="cpu",
             local_query_prompt="",
         )
-        memory = make_memory(embedder=from_settings(settings), settings=settings)
-        await memory.add_document("acme", "Leave", "Staff have 25 days of leave.")
-        await memory.add_document("acme", "Pump", "The pump needs oil.")
-        hits = await memory.search("acme", "How much holiday do I get?", search_type="vector")
-        assert [hit.document_name for hit in hits] == ["Leave", "Pump"]
-        health = await memory.health()
+        async with AsyncMemory(database_url, settings=settings) as memory:
+            await memory.add_document("acme", "Leave", "Staff have 25 days of leave.")
+            await memory.add_document("acme", "Pump", "The pump needs oil.")
+            hits = await memory.search("acme", "How much holiday do I get?", search_type="vector")
+            assert [hit.document_name for hit in hits] == ["Leave", "Pump"]
+            health = await memory.health()
         assert (health.embedding_model, health.embedding_dimensions) == ("minilm", DIMENSIONS)
+        with pytest.raises(ClosedError):
+            await memory.embedder.embed(["closed with it"], purpose="query")
 
 
 def run_in_threads(*calls: Callable[[], object]) -> None:

@@ -67,7 +67,7 @@ async def assert_it_works(embedder: LocalEmbedder) -> None:
 
 
 def process_id(embedder: LocalEmbedder) -> int:
-    return embedder._loaded._process._process.pid
+    return embedder._shared._process._process.pid
 
 
 def is_waited_for(process: int) -> bool:
@@ -108,6 +108,15 @@ class TestAnswers:
     async def test_more_than_a_pipe_holds(self, embedder: LocalEmbedder) -> None:
         texts = ["x" * 1_000_000, "y" * 300_000]
         assert np.allclose(await embedder.embed(texts, purpose="query"), lengths(*texts))
+
+    async def test_an_event_loop_does_not_wait_for_dimensions(self, model: Path) -> None:
+        embedder = LocalEmbedder(model)
+        assert repr(embedder) == f"LocalEmbedder('{model}', dimensions=None)"
+        await embedder.find_dimensions()
+        assert repr(embedder) == f"LocalEmbedder('{model}', dimensions=3)"
+        other = LocalEmbedder(model)
+        await assert_it_works(other)
+        assert other.dimensions == 3
 
     def test_a_model_that_cannot_be_loaded(self, model: Path) -> None:
         with pytest.raises(ConfigurationError, match="on 'none': OSError") as caught:
