@@ -58,13 +58,14 @@ def start_process(command: Sequence[str], **options: Any) -> subprocess.Popen[by
 
     gevent's own starts processes in the main thread only, and its pipes belong to one thread.
     """
+    popen: type[subprocess.Popen[bytes]] = subprocess.Popen
     if not _is_patched():
-        return subprocess.Popen(command, **options)
+        return popen(command, **options)
     from gevent.monkey import get_original
 
     # Looked up in the module, where gevent's does without.
-    vars(subprocess)["_fork_exec"] = get_original("subprocess", "_fork_exec")
-    popen: type[subprocess.Popen[bytes]] = get_original("subprocess", "Popen")
+    subprocess.__dict__["_fork_exec"] = get_original("subprocess", "_fork_exec")
+    popen = get_original("subprocess", "Popen")
     started: Future[subprocess.Popen[bytes]] = Future()
 
     def start() -> None:

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from plugins.server import with_driver
 
+# A package sentence_transformers without torch, for the process of a local model.
+STAND_IN = Path(__file__).parents[1] / "unit" / "stand_in"
 SCRIPT = """
 from gevent import monkey
 monkey.patch_all()
 
 import asyncio, json, sys, time
 import gevent
-from llmemory import HashEmbedder, Memory
+from llmemory import HashEmbedder, LocalEmbedder, Memory
 
 SLEEP_S = 0.5
+local = LocalEmbedder(".", dimensions=3)
 
 class Slow(HashEmbedder):
     async def embed(self, texts, *, purpose):
         await asyncio.sleep(SLEEP_S)
+        if purpose == "document":
+            await local.embed(texts, purpose=purpose)
         return await super().embed(texts, purpose=purpose)
 
 memory = Memory(sys.argv[1], embedder=Slow())
@@ -69,6 +76,7 @@ print(json.dumps({
 def test_greenlets_call_at_once(driver: str, database_url: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", SCRIPT, with_driver(database_url, driver)],
+        env={**os.environ, "PYTHONPATH": str(STAND_IN)},
         capture_output=True,
         text=True,
         check=False,
