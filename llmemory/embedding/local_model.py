@@ -56,7 +56,7 @@ class SharedModel:
             self._users.discard(user)
             if self._users or self._is_closed:
                 return
-            del _models[self._source, self._device]
+            _models.pop((self._source, self._device), None)
         self.close()
 
     def close(self) -> None:
