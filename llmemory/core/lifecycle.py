@@ -13,7 +13,7 @@ from llmemory.database.engines import Database
 from llmemory.database.replicas import replica_of
 from llmemory.documents.assembly import options_for
 from llmemory.documents.store import Store
-from llmemory.embedding.base import Embedder, checked_embedder
+from llmemory.embedding.base import Embedder, checked_embedder, find_dimensions
 from llmemory.embedding.contexts import ChunkContext, Contexts
 from llmemory.embedding.query_cache import QueryCache
 from llmemory.errors import ConfigurationError, SchemaError, SchemaTooNew
@@ -155,21 +155,14 @@ class Lifecycle:
         async with self._opening_alone():
             if self._model is None or self._database.lacks_tables:
                 await self._migrate()
-                await self._find_dimensions()
                 embedder = self._embedder
+                await find_dimensions(embedder)
                 async with self._database.connect() as connection:
                     space = await open_space(connection, self._tables, identity_of(embedder))
                     await self._indexes.refresh(connection)
                 self._model = Model(embedder, space)
                 self._database.lacks_tables = False
             return self._model
-
-    async def _find_dimensions(self) -> None:
-        """Have an embedder of our own know its dimensions, which would hold up the event loop."""
-        if self._embedder is self._own_embedder:
-            find = getattr(self._embedder, "find_dimensions", None)
-            if find is not None:
-                await find()
 
     def _opening_alone(self) -> asyncio.Lock:
         return self._opening.setdefault(asyncio.get_running_loop(), asyncio.Lock())

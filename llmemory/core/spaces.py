@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llmemory.core.lifecycle import Lifecycle
-from llmemory.embedding.base import Embedder, checked_embedder
+from llmemory.embedding.base import Embedder, checked_embedder, find_dimensions
 from llmemory.embedding.partial import is_about_texts
 from llmemory.errors import EmbeddingError, ValidationError
 from llmemory.queue.jobs import requeue_jobs
@@ -57,7 +57,7 @@ class Spaces(Lifecycle):
         self._database.check_open()
         async with self._opening_alone():
             await self._migrate()
-            await self._find_dimensions()
+        await find_dimensions(given)
         parts = (self._database, self._tables)
         run = Reembedding(
             *parts, given, self._contexts, self.settings, on_progress, skip_refused=skip_refused

@@ -7,6 +7,7 @@ from typing import Any, get_args
 from uuid import UUID
 
 from llmemory.core.lifecycle import Lifecycle
+from llmemory.embedding.base import find_dimensions
 from llmemory.errors import ValidationError
 from llmemory.health import check_health
 from llmemory.maintenance import Maintenance
@@ -193,7 +194,7 @@ class Upkeep(Lifecycle):
             ConfigurationError: The model of a local embedder cannot be loaded.
             ClosedError: ``close`` was called.
         """
-        await self._find_dimensions()
+        await find_dimensions(self.embedder)
         return await check_health(self._database, self._tables, self.embedder, self.settings)
 
     async def _queue(self, former: Queue | None = None) -> Queue:

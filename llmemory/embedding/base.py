@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import anyio
 
@@ -23,6 +23,7 @@ __all__ = [
     "checked_embedder",
     "concurrency_of",
     "embed_checked",
+    "find_dimensions",
     "provider_of",
 ]
 
@@ -39,7 +40,8 @@ class Embedder(Protocol):
     An embedder may have more: ``provider``, a name stored beside the model's (else the name of
     its class); ``alpha``, the weight of the vector arm in hybrid search, 0 to 1 (else 0.5);
     ``max_concurrency``, how many calls of ``embed`` a bulk call or a worker may have under way at
-    once (else 1); and ``async aclose()``, called by nobody but its owner.
+    once (else 1); ``async find_dimensions()``, after which ``dimensions`` is known at once, where
+    reading it would wait; and ``async aclose()``, called by nobody but its owner.
     """
 
     @property
@@ -76,22 +78,39 @@ def checked_embedder(embedder: object) -> Embedder:
         ConfigurationError: It lacks something of the protocol, or what it announces is no name of
             a model, no number of dimensions or no number of calls.
     """
-    if isinstance(embedder, type) or not isinstance(embedder, Embedder):
+    finds_dimensions = hasattr(type(embedder), "find_dimensions")
+    parts = ("model", "embed") if finds_dimensions else ("model", "embed", "dimensions")
+    if isinstance(embedder, type) or not all(hasattr(embedder, part) for part in parts):
         raise ConfigurationError(
             "embedder must be an object with model, dimensions and embed(), such as "
             f"StaticEmbedder(), not {embedder if isinstance(embedder, type) else type(embedder)}."
         )
-    model, dimensions = embedder.model, embedder.dimensions
+    checked = cast("Embedder", embedder)
+    model = checked.model
     if not isinstance(model, str) or not model.strip() or "\0" in model:
         raise ConfigurationError("embedder.model must be the name of a model.")
-    for name, value, most in (
-        ("dimensions", dimensions, MOST_DIMENSIONS),
-        ("max_concurrency", concurrency_of(embedder), MOST_CALLS),
-    ):
-        is_number = isinstance(value, int) and not isinstance(value, bool)
-        if not is_number or not 1 <= value <= most:
-            raise ConfigurationError(f"embedder.{name} must be 1 to {most}.")
-    return embedder
+    _check_number("max_concurrency", concurrency_of(checked), MOST_CALLS)
+    if not finds_dimensions:
+        _check_number("dimensions", checked.dimensions, MOST_DIMENSIONS)
+    return checked
+
+
+async def find_dimensions(embedder: Embedder) -> None:
+    """Have `embedder` know its dimensions, if it is one that must find them out.
+
+    Raises:
+        ConfigurationError: They are no number of dimensions, or it cannot find them.
+    """
+    find = getattr(embedder, "find_dimensions", None)
+    if find is not None:
+        await find()
+        _check_number("dimensions", embedder.dimensions, MOST_DIMENSIONS)
+
+
+def _check_number(name: str, value: object, most: int) -> None:
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    if not is_number or not 1 <= value <= most:  # type: ignore[operator]
+        raise ConfigurationError(f"embedder.{name} must be 1 to {most}.")
 
 
 def provider_of(embedder: Embedder) -> str:

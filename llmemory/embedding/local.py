@@ -45,8 +45,8 @@ class LocalEmbedder:
             or the path of a folder that holds one.
         dimensions: Length of the vectors. Fewer than the model's own keep the first ones, which
             is good for models that were trained for it. None asks the model, which is loaded for
-            that: at once, or in an event loop, which must not wait, by ``find_dimensions`` or
-            the first use, and until then asking for ``dimensions`` does wait.
+            that: at once, or in an event loop, which must not wait, when a memory first needs
+            them.
         name: Stored beside the vectors. None takes `model` as it is given: pass one for a folder
             that may move, and another one when the prompts change.
         document_prompt: Put before each document. None takes the model's own prompt, if it has

@@ -325,3 +325,34 @@ async def test_what_may_not_be_dropped(make_memory: MakeMemory, database_url: st
     finally:
         fetch(database_url, "DROP OWNED BY reembedding_guest")
         fetch(database_url, "DROP ROLE reembedding_guest")
+
+
+class Late:
+    """Knows its dimensions once it was asked to find them."""
+
+    model = "late"
+
+    def __init__(self, found: int) -> None:
+        self.found = found
+        self.is_known = False
+
+    @property
+    def dimensions(self) -> int:
+        assert self.is_known
+        return self.found
+
+    async def find_dimensions(self) -> None:
+        self.is_known = True
+
+    async def embed(self, texts: Sequence[str], *, purpose: Any) -> Any:
+        return await HashEmbedder(self.found).embed(texts, purpose=purpose)
+
+
+async def test_dimensions_are_found_before_they_are_read(make_memory: MakeMemory) -> None:
+    memory = make_memory(embedder=Late(64))
+    await memory.add_document("acme", "Leave", "Staff have 25 days of leave.")
+    assert (await make_memory(embedder=Late(64)).health()).embedding_dimensions == 64
+    with pytest.raises(ConfigurationError, match="dimensions must be 1 to 16000"):
+        await memory.reembed(Late(0))
+    assert (await memory.reembed(Late(32))).embeddings_created == 1
+    assert len(await memory.search("acme", "days of leave", search_type="vector")) == 1
