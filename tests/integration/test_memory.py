@@ -253,6 +253,8 @@ def test_an_engine_cannot_cross_a_fork(database_url: str) -> None:
     assert os.waitpid(child, 0)[1] == 0
     assert len(memory.search("acme", "leave")) == 1
     memory.close()
+    # In the loop where its connections live.
+    bridge().call(engine.dispose)
 
 
 def test_a_signal_handler_does_not_lose_the_result(blocking_memory: Memory) -> None:
