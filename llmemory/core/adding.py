@@ -128,7 +128,8 @@ class Adding(Lifecycle):
             the same document before. In another schema than the models' begin the transaction
             with ``session.connection(execution_options=memory.execution_options)``. The flush
             raises ``StaleDataError`` or ``IntegrityError`` where somebody changed the document
-            after it was built: roll back and build it again.
+            after it was built: roll back and build it again. Where it was deleted, by your
+            transaction as well, the flush raises ``DocumentNotFoundError``.
 
         Raises:
             ValidationError: An argument may not be stored.

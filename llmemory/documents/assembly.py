@@ -14,7 +14,7 @@ from sqlalchemy.orm.attributes import flag_modified, set_committed_value
 from uuid_utils.compat import uuid7
 
 from llmemory.documents.ingestion import DocumentPlan, token_estimate
-from llmemory.errors import ConfigurationError
+from llmemory.errors import ConfigurationError, DocumentNotFoundError
 from llmemory.models import DEFAULT_SCHEMA, Chunk, Document, Embedding, EmbeddingJob
 from llmemory.types import HalfVectors
 
@@ -91,6 +91,8 @@ def assembled(
     document = stored or Document(document_id=plan.document_id, chunks=[], jobs=[])
     _built_for[document] = schema
     if plan.writes_nothing:
+        # Without a change the flush would pass it over, and not see that it was deleted meanwhile.
+        document.chunk_count = plan.chunk_count
         return document
     now = datetime.now(UTC)
     if stored is None:
@@ -185,8 +187,23 @@ def _queue(document: Document, space_id: int, now: datetime) -> None:
 _built_for: WeakKeyDictionary[Document, str] = WeakKeyDictionary()
 
 
-@event.listens_for(Document, "before_insert")
 @event.listens_for(Document, "before_update")
+def _check_stored(mapper: Any, connection: Connection, document: Document) -> None:
+    _check_schema(mapper, connection, document)
+    if document not in _built_for:
+        return
+    key = {"owner_id": document.owner_id, "document_id": document.document_id}
+    if connection.execute(select(Document.chunk_count).filter_by(**key)).first() is None:
+        raise DocumentNotFoundError(
+            "The stored document that a built one replaces was deleted after it was built, by this "
+            "transaction or by another. Leave the deletion out, for what is built replaces what "
+            "is stored; or delete first, and build with the session that has deleted it, or after "
+            "its commit.",
+            document_id=str(document.document_id),
+        )
+
+
+@event.listens_for(Document, "before_insert")
 def _check_schema(mapper: Any, connection: Connection, document: Document) -> None:
     mapped = connection.get_execution_options().get("schema_translate_map") or {}
     schema = mapped.get(DEFAULT_SCHEMA, DEFAULT_SCHEMA)

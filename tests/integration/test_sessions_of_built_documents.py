@@ -21,6 +21,7 @@ from sqlalchemy.pool import NullPool
 from llmemory import (
     AsyncMemory,
     ConfigurationError,
+    DocumentNotFoundError,
     HashEmbedder,
     Memory,
     ValidationError,
@@ -52,7 +53,7 @@ async def test_rolled_back_it_leaves_nothing(
     assert (await memory.get_document("acme", kept.document_id)).content == TEXT
 
 
-@pytest.mark.parametrize("change", ["content", "name", "deleted"])
+@pytest.mark.parametrize("change", ["content", "name"])
 async def test_changed_in_between_it_is_refused(
     memory: AsyncMemory, engine: Engine, database_url: str, change: str
 ) -> None:
@@ -60,17 +61,46 @@ async def test_changed_in_between_it_is_refused(
     document = await memory.build_document("acme", "mine", SHORTER, external_id="h")
     if change == "content":
         await memory.add_document("acme", "theirs", "Leave.", external_id="h")
-    elif change == "name":
-        await memory.update_document("acme", added.document_id, document_name="theirs")
     else:
-        await memory.delete_document("acme", added.document_id)
+        await memory.update_document("acme", added.document_id, document_name="theirs")
     with Session(engine) as session:
         session.add(document)
         with pytest.raises(StaleDataError):
             session.commit()
         session.rollback()
     found = {each.document_name for each in (await memory.list_documents("acme")).documents}
-    assert found == ({"theirs"} if change != "deleted" else set())
+    assert found == {"theirs"}
+    assert not broken_documents(database_url)
+
+
+@pytest.mark.parametrize("content", [TEXT, SHORTER], ids=["unchanged", "changed"])
+async def test_what_is_deleted_before_the_flush_is_not_replaced(
+    memory: AsyncMemory, engine: Engine, database_url: str, content: str
+) -> None:
+    added = await memory.add_document("acme", "a", TEXT, external_id="h")
+    deletion = await memory.delete_statement("acme", external_ids=["h"])
+    document = await memory.build_document("acme", "a", content, external_id="h")
+    with Session(engine) as session:
+        session.execute(deletion)
+        session.add(document)
+        with pytest.raises(DocumentNotFoundError, match="Leave the deletion out") as caught:
+            session.commit()
+    assert caught.value.document_id == added.document_id
+    # Nothing of it has happened.
+    assert (await memory.get_document("acme", added.document_id)).content == TEXT
+    # Built after it, in its transaction, it is a new one.
+    own = create_async_engine(
+        "postgresql+psycopg://",
+        async_creator=lambda: psycopg.AsyncConnection.connect(database_url),
+        poolclass=NullPool,
+    )
+    async with AsyncSession(own) as other:
+        await other.execute(deletion)
+        new = await memory.build_document("acme", "a", content, external_id="h", session=other)
+        other.add(new)
+        await other.commit()
+    (found,) = (await memory.list_documents("acme")).documents
+    assert found.document_id != added.document_id
     assert not broken_documents(database_url)
 
 
