@@ -17,7 +17,7 @@ from llmemory.errors import (
     StorageUnavailable,
 )
 
-__all__ = ["sqlstate_of", "translated", "translated_errors"]
+__all__ = ["server_message", "sqlstate_of", "translated", "translated_errors"]
 
 
 def sqlstate_of(error: BaseException) -> str | None:
@@ -25,6 +25,23 @@ def sqlstate_of(error: BaseException) -> str | None:
     original = getattr(error, "orig", None) or error
     # psycopg2, which an application may migrate with, calls it pgcode.
     return getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+
+
+def server_message(error: BaseException) -> str:
+    """Return what the server said, without detail and hint: it may quote rows of theirs.
+
+    Of the classes of SQLSTATE that are about statements and tables it names these alone.
+    """
+    cause = _driver_error_of(error)
+    diagnosis = getattr(cause, "diag", None)
+    said = getattr(cause, "message", None) or getattr(diagnosis, "message_primary", None)
+    return str(said or "nothing")
+
+
+def _driver_error_of(error: BaseException) -> BaseException:
+    # SQLAlchemy wraps asyncpg's errors twice.
+    original = getattr(error, "orig", None) or error
+    return getattr(original, "__cause__", None) or original
 
 
 @contextmanager
@@ -99,8 +116,7 @@ def translated(error: BaseException) -> LLMemoryError:
             "with --schema where it is not the configured one."
         )
     if state in {"23505", "23503", "40001", "40P01", "55P03"}:
-        original = getattr(error, "orig", None) or error
-        cause = getattr(original, "__cause__", None) or original
+        cause = _driver_error_of(error)
         diagnosis = getattr(cause, "diag", None)
         constraint = getattr(cause, "constraint_name", None) or getattr(
             diagnosis, "constraint_name", None

@@ -140,7 +140,8 @@ def _upgrade(
     except ConflictError as error:
         problem = str(error)
         if error.sqlstate == LOCK_NOT_AVAILABLE:
-            problem = f"Others held a lock on it for more than {lock_timeout_s:g} s. Run it again."
+            limit = "lock_timeout" if lock_timeout_s is None else f"{lock_timeout_s:g} s"
+            problem = f"Others held a lock on it for more than {limit}. Run it again."
     except LLMemoryError as error:
         problem = str(error)
     return SchemaUpgrade(schema, found, reached, problem, time.monotonic() - started)

@@ -15,12 +15,19 @@ import anyio.to_thread
 from sqlalchemy import Column, Connection, MetaData, String, Table, select, text
 
 from llmemory.concurrency.turns import Turn
-from llmemory.errors import SchemaMissing, SchemaOutOfDate, SchemaTooNew, ValidationError
+from llmemory.errors import (
+    SchemaError,
+    SchemaMissing,
+    SchemaOutOfDate,
+    SchemaTooNew,
+    ValidationError,
+)
 from llmemory.models import DEFAULT_SCHEMA, HNSW_PREFIX, VERSION_TABLE, tables_for
 from llmemory.schema.prerequisites import (
     check_extension,
     check_server,
     check_undistributed,
+    damage_named,
 )
 
 if TYPE_CHECKING:
@@ -154,6 +161,7 @@ def upgrade(
         SchemaTooNew: The schema is at a revision that this version does not know.
         ExtensionMissing: pgvector is absent or too old, or may not be created by this role.
         SchemaMissing: The role may not create the schema.
+        SchemaError: Something in the schema is not as its revision left it.
         ConfigurationError: PostgreSQL is older than 14.
         ValidationError: There is no such revision.
     """
@@ -187,7 +195,7 @@ def _run(command: str, revision: str, *, sql: bool = False, **attributes: Any) -
     from alembic.util.exc import CommandError
 
     try:
-        with _turn.take():
+        with _turn.take(), damage_named(attributes["schema"]):
             getattr(commands, command)(_config(**attributes), revision, sql=sql)
     except CommandError as error:
         raise ValidationError(f"{error}.", field="revision") from error
@@ -207,11 +215,23 @@ if hasattr(os, "register_at_fork"):
 
 
 def revision_of(connection: Connection, schema: str) -> str | None:
-    """Return the revision that `schema` is at, or None if it was never migrated."""
+    """Return the revision that `schema` is at, or None if it was never migrated.
+
+    Raises:
+        SchemaError: Its version table is not as migrations leave it.
+    """
     if connection.execute(_VERSION_TABLE_EXISTS, {"schema": schema}).first() is None:
         return None
     table = Table(VERSION_TABLE, MetaData(), Column("version_num", String), schema=schema)
-    return connection.execute(select(table.c.version_num)).scalar_one_or_none()
+    with damage_named(schema):
+        found = connection.execute(select(table.c.version_num)).scalars().all()
+    if len(found) > 1:
+        raise SchemaError(
+            f'Schema "{schema}" is at several revisions at once: {", ".join(sorted(found))}. Leave '
+            f"in its table {VERSION_TABLE} the one row that is true.",
+            schema=schema,
+        )
+    return found[0] if found else None
 
 
 def schemas_of(connection: Connection) -> list[str]:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateSchema
 
-from llmemory.database.driver_errors import sqlstate_of
+from llmemory.database.driver_errors import server_message, sqlstate_of
 from llmemory.errors import ConfigurationError, ExtensionMissing, SchemaError, SchemaMissing
 from llmemory.models import quoted_identifier, tables_for
 from llmemory.schema.row_level_security import sees_all
@@ -20,6 +20,7 @@ __all__ = [
     "check_extension",
     "check_server",
     "check_undistributed",
+    "damage_named",
     "distributed_tables",
     "has_citus",
     "prepare_schema",
@@ -92,6 +93,24 @@ def _schema_refused(schema: str) -> SchemaError:
         f"database: CREATE SCHEMA {quoted_identifier(schema)} AUTHORIZATION name_of_the_role;",
         schema=schema,
     )
+
+
+@contextmanager
+def damage_named(schema: str) -> Iterator[None]:
+    """Say what a migration finds missing or in its way, which running it again would not mend."""
+    try:
+        yield
+    except DBAPIError as error:
+        state = sqlstate_of(error) or ""
+        # Undefined, duplicate or of the wrong kind; not insufficient_privilege. Or depended on.
+        if (state.startswith("42") and state != "42501") or state == "2BP01":
+            raise SchemaError(
+                f'Schema "{schema}" is not as its revision left it. PostgreSQL says: '
+                f"{server_message(error)}. Put it back as it was, or restore it from a backup, and "
+                "run this again.",
+                schema=schema,
+            ) from error
+        raise
 
 
 def check_server(connection: Connection) -> None:
