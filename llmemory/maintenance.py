@@ -76,8 +76,8 @@ class Maintenance:
         """
         async with self._database.connect() as connection:
             await self._check_owner(connection)
-            async with session_lock(self._database, connection, self._lock_name) as is_ours:
-                if not is_ours:
+            async with self._alone(connection) as is_alone:
+                if not is_alone:
                     return MaintenanceResult(is_busy=True)
                 analyzed = await self._analyze(connection)
                 counted = await self._count_terms(connection)
@@ -97,7 +97,7 @@ class Maintenance:
         """
         async with (
             self._database.connect() as connection,
-            session_lock(self._database, connection, self._lock_name, wait=True),
+            self._alone(connection, wait=True),
         ):
             with translated_errors():
                 await connection.execute(sql.analyze(self._tables.embeddings))
@@ -108,15 +108,35 @@ class Maintenance:
         """Drop the indexes of a space. It waits for another run to end."""
         async with (
             self._database.connect() as connection,
-            session_lock(self._database, connection, self._lock_name, wait=True),
+            self._alone(connection, wait=True),
         ):
             for index in await stored_indexes(connection, self._tables):
                 if indexes_sql.space_of(index.name) == space_id:
                     await self._drop(connection, index.name)
 
-    @property
-    def _lock_name(self) -> str:
-        return f"llmemory maintenance {self._tables.schema}"
+    @asynccontextmanager
+    async def _alone(
+        self, connection: AsyncConnection, *, wait: bool = False
+    ) -> AsyncIterator[bool]:
+        """Keep other runs out within the block, or tell it that one is at work.
+
+        Behind a pooler the server goes on, without the lock, with the build of a run that was
+        broken off.
+        """
+        name = f"llmemory maintenance {self._tables.schema}"
+        async with session_lock(self._database, connection, name, wait=wait) as is_ours:
+            if is_ours and not self._database.has_sessions:
+                # Nobody in this process hears of its end.
+                while (is_left := await self._progress(connection) is not None) and wait:  # noqa: ASYNC110
+                    await anyio.sleep(POLL_S)
+                is_ours = not is_left
+            yield is_ours
+
+    async def _progress(self, connection: AsyncConnection) -> Row[Any] | None:
+        """Return how far a build on the embeddings is, or None if there is none."""
+        values = {"schema_name": self._tables.schema, "table_name": self._tables.embeddings.name}
+        with translated_errors():
+            return (await connection.execute(sql.BUILD_PROGRESS, values)).first()
 
     async def check_owner(self) -> None:
         """Check that the role may do all this.
@@ -278,15 +298,12 @@ class Maintenance:
             yield
             return
 
-        values = {"schema_name": self._tables.schema, "table_name": self._tables.embeddings.name}
-
         async def watch() -> None:
             while True:
                 await anyio.sleep(POLL_S)
                 with suppress(LLMemoryError):
                     async with self._database.connect() as connection:
-                        result = await connection.execute(sql.BUILD_PROGRESS, values)
-                        row = result.first()
+                        row = await self._progress(connection)
                     if row is not None:
                         done = number + _share(row)
                         self._report("building an index", index.owner_id, done, total)

@@ -71,7 +71,9 @@ BUILD_PROGRESS = text(
     "FROM pg_catalog.pg_stat_progress_create_index AS p "
     "JOIN pg_catalog.pg_class AS c ON c.oid = p.relid "
     "JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace "
-    "WHERE n.nspname = :schema_name AND c.relname = :table_name"
+    # It shows the builds of all databases, and copies of one have the same numbers for tables.
+    "WHERE p.datname = pg_catalog.current_database() "
+    "AND n.nspname = :schema_name AND c.relname = :table_name"
 )
 """How far the index build on a table is; there is one at a time, under the lock."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import anyio
 import numpy as np
 import psycopg
 import pytest
-from integration.helpers import broken_documents, fetch, together
+from integration.helpers import broken_documents, fetch, together, until
 from plugins.memories import MakeMemory
 from plugins.poolers import UNPREPARED, PgBouncer
 from plugins.server import with_driver
@@ -18,6 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from llmemory import AsyncMemory, ConfigurationError, HashEmbedder, Settings
+from llmemory.maintenance import Maintenance
 
 pytestmark = pytest.mark.anyio
 
@@ -118,6 +120,35 @@ async def test_maintenance_is_done_by_one_of_many_and_leaves_no_lock(
         assert (await memory.maintain()).is_busy
 
 
+async def test_what_a_killed_run_has_left_to_the_server_keeps_others_out(
+    make_memory: MakeMemory, pooled_url: str, database_url: str
+) -> None:
+    settings = BEHIND.model_copy(update={"hnsw_owner_vectors": 10})
+    memory = make_memory(pooled_url, settings=settings, embedder=HashEmbedder(4))
+    await memory.add_documents(
+        {"owner_id": "acme", "document_name": "n", "content": f"Text {number}."}
+        for number in range(20)
+    )
+    create = "CREATE INDEX CONCURRENTLY left_over ON llmemory.embeddings (space_id)"
+    with ThreadPoolExecutor(1) as thread, psycopg.connect(database_url) as writer:
+        # The build waits for whoever is writing.
+        writer.execute("UPDATE llmemory.embeddings SET owner_id = owner_id WHERE false")
+        left = thread.submit(fetch, database_url, create)
+        await until(lambda: fetch(database_url, BUILDING))
+        assert (await memory.maintain()).is_busy
+        upkeep = Maintenance(memory._database, memory._tables, settings)
+        waiting = asyncio.create_task(upkeep.prepare_space(1))
+        await until(lambda: fetch(database_url, LOCKS) == [(1,)])
+        writer.commit()
+        assert await waiting == 1
+        left.result()
+    assert not (await memory.maintain()).is_busy
+
+
+BUILDING = (
+    "SELECT pid FROM pg_stat_progress_create_index "
+    "WHERE datname = current_database() AND phase LIKE 'waiting%'"
+)
 LOCKS = (
     "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' "
     "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
