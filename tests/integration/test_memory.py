@@ -13,10 +13,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import count
 from typing import Any
 
 import pytest
-from integration.helpers import PATIENCE_S, fetch
+from integration.helpers import PATIENCE_S, fetch, wait_until
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from llmemory import (
@@ -198,10 +199,7 @@ def test_no_connection_is_left(
     blocking_memory.search("acme", "x")
     assert connections() > 0
     blocking_memory.close()
-    deadline = time.monotonic() + 10
-    while connections() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert connections() == 0
+    wait_until(lambda: connections() == 0)
 
 
 @pytest.fixture
@@ -219,24 +217,23 @@ import anyio, threading, signal
 class Slow(HashEmbedder):
     async def embed(self, texts, *, purpose):
         print("embedding", flush=True)
+        # By then the main thread has long been waiting.
+        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
         try:
-            await anyio.sleep(60)
+            await anyio.sleep_forever()
         except BaseException as error:
             print(type(error).__name__, flush=True)
             raise
 memory.initialize()
 slow = Memory(sys.argv[1], embedder=Slow())
-threading.Timer(1, os.kill, [os.getpid(), signal.SIGINT]).start()
 try:
     slow.add_document("acme", "a", "text")
 except KeyboardInterrupt:
     print("interrupted")
 print(memory.list_documents("acme").total_count)
 """
-    started = time.monotonic()
     done = run(script, database_url)
     assert done.stdout.split() == ["embedding", "CancelledError", "interrupted", "0"], done.stderr
-    assert time.monotonic() - started < 30
 
 
 def test_an_engine_cannot_cross_a_fork(database_url: str) -> None:
@@ -283,11 +280,7 @@ def test_a_memory_collected_in_the_loops_own_thread_is_closed(database_url: str)
         gc.collect()
 
     bridge().call(collect)
-    for _ in range(100):
-        if not sessions(database_url):
-            return
-        time.sleep(0.05)
-    raise AssertionError("the connections are still open")
+    wait_until(lambda: not sessions(database_url))
 
 
 def sessions(url: str) -> list[Any]:
@@ -341,27 +334,21 @@ def test_close_leaves_no_connection_of_calls_under_way(database_url: str) -> Non
         time.sleep(0.3)
         memory.close()
         for call in searching:
-            call.result(20)
-    for _ in range(100):
-        if not sessions(database_url):
-            return
-        time.sleep(0.05)
-    raise AssertionError("connections are still open")
+            call.result(PATIENCE_S)
+    wait_until(lambda: not sessions(database_url))
 
 
 def test_a_slow_source_of_documents_can_be_interrupted(database_url: str) -> None:
     main = threading.get_ident()
 
     def slow() -> Iterator[dict[str, str]]:
-        for number in range(1000):
+        for number in count():
             time.sleep(0.1)
             if number == 3:
                 signal.pthread_kill(main, signal.SIGINT)
             yield {"owner_id": "acme", "document_name": str(number), "content": "Leave."}
 
     with Memory(database_url, embedder=HashEmbedder()) as memory:
-        before = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             memory.add_documents(slow())
-        assert time.monotonic() - before < 5
         assert memory.search("acme", "leave") == []
