@@ -127,7 +127,8 @@ def _distributed(connection: Connection, schema: str, by: By, before: dict[str, 
     elif not before:
         _run(connection, [sql.by_schema(tables)])
     done = sorted(distributed_tables(connection, schema).keys() - before.keys())
-    if done:
+    # Also those that a revision has made since.
+    if before or done:
         _run(connection, sql.distributed_functions(tables))
     return done
 

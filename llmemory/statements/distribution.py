@@ -49,7 +49,14 @@ PROPAGATED = text("SELECT current_setting('citus.propagate_set_commands', true) 
 """Which settings of a transaction the nodes are told of."""
 
 # Those that statements call. What these call follows them, and so does what a column is made by.
-_CALLED = ("search_vector(text, text)", "phrase_query(text, text)", "lexical_terms(text, tsvector)")
+_CALLED = (
+    "search_vector(text, text)",
+    "word_vector(text, text)",
+    "phrase_query(text, text)",
+    "lexical_terms(text, tsvector)",
+    "plain_words(text)",
+    "compound_words(text)",
+)
 
 
 def by_owner(tables: Tables, done: Collection[str]) -> Iterator[TextClause]:

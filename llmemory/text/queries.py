@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 __all__ = ["Query", "parsed_query"]
 
-_TOKEN = re.compile(r'(?P<minus>-?)"(?P<phrase>[^"]*)"|(?P<word>[^\s"]+)|"')
+# A minus stands before what it excludes and after nothing: not as in "annual"-leave.
+_TOKEN = re.compile(r'(?P<minus>(?<!\S)-)?"(?P<phrase>[^"]*)"|(?P<word>[^\s"]+)|"')
+_QUOTES = str.maketrans(dict.fromkeys("“”„‟«»＂", '"'))  # noqa: RUF001
 LONGEST_SEARCH = 16
 """Words up to which a query is read as one typed into a search field."""
 
 # A minus before a digit is a number's.
-_EXCLUDED_WORD = re.compile(r"-(?=[^\W\d_])")
+_EXCLUDED_WORD = re.compile(r"(?<!\S)-(?=[^\W\d_])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ def parsed_query(query_text: str) -> Query:
     OR one must occur, if a phrase is among them. All other words are optional; where there are
     some, a phrase that no passage has is not insisted on. A query that would only exclude is taken
     literally, and so is one of more than 16 words: there, quotes and dashes are punctuation.
+    Typographic quotes are quotes.
     """
     if len(query_text.split()) > LONGEST_SEARCH:
         return Query(query_text)
@@ -51,7 +54,7 @@ def parsed_query(query_text: str) -> Query:
     groups: list[tuple[list[str], bool]] = []
     excluded: list[str] = []
     is_joined = False
-    for match in _TOKEN.finditer(query_text):
+    for match in _TOKEN.finditer(query_text.translate(_QUOTES)):
         phrase, word = match["phrase"], match["word"]
         if phrase is not None and phrase.strip():
             if match["minus"]:
@@ -62,7 +65,7 @@ def parsed_query(query_text: str) -> Query:
         elif word == "OR":
             is_joined = bool(groups)
             continue
-        elif word and _EXCLUDED_WORD.match(word):
+        elif word and _EXCLUDED_WORD.match(match.string, match.start("word")):
             excluded.append(word[1:])
             is_joined = False
             continue

@@ -227,6 +227,19 @@ async def test_highlights_mark_the_querys_words_in_all_their_forms(
     assert hit.highlight is None
 
 
+async def test_highlights_mark_identifiers_and_their_parts(memory: AsyncMemory) -> None:
+    content = "HTTPServer.parseURL(x) read INV-2024-0042 in C++ for AT&T: List<String>"
+    await memory.add_document("acme", "en", content, language="english")
+    for query, expected in {
+        "parse 0042 string": ["parseURL", "0042", "String"],
+        "C++ AT&T": ["C++", "AT&T"],
+        "INV-2024-0042": ["INV-2024-0042"],
+    }.items():
+        (hit,) = await memory.search("acme", query, search_type="text", highlight=True)
+        assert marked(hit.highlight) == expected
+        assert unmarked(hit.highlight) == content
+
+
 async def test_highlights_follow_the_language(memory: AsyncMemory) -> None:
     await memory.add_document("acme", "de", "Die Häuser im Hause, the houses.", language="german")
     await memory.add_document("acme", "en", "Die Häuser im Hause, the houses.", language="english")

@@ -20,10 +20,11 @@ async def add(memory: AsyncMemory, language: str | None = None, **contents: str)
     )
 
 
-async def found(memory: AsyncMemory, query: str, search_type: str = "text") -> set[str]:
-    return {
-        hit.document_name for hit in await memory.search("acme", query, search_type=search_type)
-    }
+async def found(
+    memory: AsyncMemory, query: str, search_type: str = "text", owner: str = "acme"
+) -> set[str]:
+    hits = await memory.search(owner, query, search_type=search_type)
+    return {hit.document_name for hit in hits}
 
 
 @pytest.mark.parametrize(
@@ -57,33 +58,114 @@ async def test_an_owner_may_mix_languages(memory: AsyncMemory) -> None:
     assert await found(memory, "Hund cat") == {"dog", "cat"}
 
 
-@pytest.mark.parametrize(
-    ("content", "query"),
-    [
-        ("Call get_user_name before parse_config.", "get_user_name"),
-        ("Call get_user_name before parse_config.", "user name"),
-        ("The class HttpRequestFactory is final.", "httprequestfactory"),
-        ("Write to jane.doe@example.com today.", "jane.doe@example.com"),
-        (
-            "See https://example.com/docs/install.html for more.",
-            "https://example.com/docs/install.html",
-        ),
-        ("Error 40417 occurred in version 3.14.2", "40417"),
-        ("Error 40417 occurred in version 3.14.2", "3.14.2"),
-        ("Invoice INV-2024-0017 is due", "INV-2024-0017"),
-        ("Résumé of a naïve café owner", "resume naive cafe"),
-        ("Resume of a naive cafe owner", "résumé naïve café"),
-        ("Cafe\u0301 in Zu\u0308rich", "Café Zürich"),
-        ("The full-width \uff21\uff22\uff23\uff11\uff12 code", "ABC12"),
-        ("It costs 25% more", "25"),
-        ("C++ and C# developers", "C++"),
+IDENTIFIERS = {
+    "Call get_user_name before parse_config.": ["get_user_name", "user name", '"parse_config"'],
+    "The class HttpRequestFactory is final.": ["httprequestfactory", "request", "Factory"],
+    "Then HTTPServer.parseURL(request) fails": [
+        "HTTPServer.parseURL",
+        "HTTPServer",
+        "parseURL",
+        "server",
+        "parse",
+        '"HTTPServer parseURL"',
     ],
-)
-async def test_identifiers_numbers_addresses_and_accents(
-    memory: AsyncMemory, content: str, query: str
-) -> None:
-    await add(memory, "english", wanted=content, other="Lorem ipsum dolor sit amet.")
-    assert await found(memory, query) == {"wanted"}
+    "Frames join by pandas.DataFrame.merge(left)": [
+        "pandas.DataFrame.merge",
+        "DataFrame.merge",
+        "pandas",
+        "DataFrame",
+        "merge",
+        '"DataFrame.merge"',
+    ],
+    "It is in src/llmemory/core_parts.py now": [
+        "src/llmemory/core_parts.py",
+        "llmemory",
+        "core_parts.py",
+        "parts",
+        "py",
+    ],
+    r"It is in C:\Users\jane there": [r"C:\Users\jane", "Users"],
+    "Write to jane.doe@example.com today.": ["jane.doe@example.com", "jane", "example.com"],
+    "See https://example.com/docs/install.html?v=7 for more.": [
+        "https://example.com/docs/install.html",
+        "example.com",
+        "install",
+        "docs",
+        "https://example.com/docs/install.html?v=7",
+    ],
+    "Error 40417 occurred in version 3.14.2": ["40417", "3.14.2", "3.14", "14"],
+    "Release v1.2.3 of the pump": ["v1.2.3", '"v1.2.3"'],
+    "Invoice INV-2024-0042 is due": [
+        "INV-2024-0042",
+        "inv 0042",
+        "0042",
+        "2024",
+        '"INV-2024-0042"',
+        '"2024-0042"',
+        '"invoice INV"',
+    ],
+    "It fell to -17 degrees, or +3": ["17", "-17", "3"],
+    "It costs 25% more": ["25", "25%"],
+    "Take a List<String> of them": ["List<String>", "string", "list"],
+    "#include <stdio.h> comes first": ["stdio.h", "stdio", "<stdio.h>"],
+    "if left < middle and right > other": ["middle", "right", "and right"],
+    "<p class='note'>The <b>door</b> opens</p>": ["door", "note"],
+    "Shares of AT&T rose": ["AT&T", "at&amp;t"],
+    "Shares of AT&amp;T rose": ["AT&T"],
+    "Our R&D is in Bern": ["R&D"],
+    "C++ and C# developers": ["C++", "c#", '"C++"'],
+    "It runs on .NET and ASP.NET": [".NET", "dotnet", "asp.net", "ASP"],
+    "Trade with the U.S.A. grew": ["U.S.A.", "USA"],
+    "A well-known fact": ["well-known", "known", '"well known fact"', '"well-known fact"'],
+}
+SPELLINGS = {
+    "Résumé of a naïve café owner": ["resume naive cafe", "Cafe\u0301"],
+    "Resume of a naive cafe owner": ["résumé naïve café"],
+    "Cafe\u0301 in Zu\u0308rich": ["Café Zürich", "zurich"],
+    "京都の café は静か": ["cafe", "café", "京都"],
+    "คาเฟ่ café ในกรุงเทพ": ["cafe", "กรุงเทพ"],
+    "cafe と 京都": ["café"],
+    "私の黒猫はとても静か": ["猫", '"猫"', "黒猫"],
+    "The full-width \uff21\uff22\uff23\uff11\uff12 code": ["ABC12"],
+    "The full-width ABC12 code": ["\uff21\uff22\uff23\uff11\uff12"],
+    "\uff76\uff80\uff76\uff85 only": ["カタカナ"],
+    "カタカナ only": ["\uff76\uff80\uff76\uff85"],
+    "서울은 도시": ["\u1109\u1165\u110b\u116e\u11af\u110b\u1173\u11ab"],
+    "We don\u2019t close the keeper\u2019s gate": ["keeper's", "\u201ckeeper\u2019s gate\u201d"],
+    "It is the keeper's gate": ["keeper\u2019s", "\u201ekeeper\u2019s gate\u201d", "«gate»"],
+    "Part A\u2010100 and B\u22127": ["A-100", "100", '"B-7"'],
+}
+
+
+@pytest.mark.parametrize("written", [IDENTIFIERS, SPELLINGS], ids=["identifiers", "spellings"])
+async def test_what_is_written_is_found(memory: AsyncMemory, written: dict[str, list[str]]) -> None:
+    await memory.add_documents(
+        {"owner_id": content, "document_name": text, "content": text, "language": "english"}
+        for content in written
+        for text in (content, "Lorem ipsum dolor sit amet.")
+    )
+    missed = [
+        (content, query)
+        for content, queries in written.items()
+        for query in queries
+        if await found(memory, query, owner=content) != {content}
+    ]
+    assert missed == []
+
+
+async def test_whole_identifiers_rank_before_their_parts(memory: AsyncMemory) -> None:
+    await add(memory, "english", whole="Ask 10.0.1.12 first", parts="Ask 12 or 10 or 0.1 first")
+    hits = await memory.search("acme", "10.0.1.12", search_type="text")
+    assert [hit.document_name for hit in hits] == ["whole", "parts"]
+    assert await found(memory, '"10.0.1.12"') == {"whole"}
+    assert await found(memory, "ask -first") == set()
+
+
+async def test_names_with_signs_are_not_their_letters(memory: AsyncMemory) -> None:
+    await add(memory, "english", plus="C++ or Rust", sharp="C# or Rust", letter="Vitamin C")
+    assert await found(memory, "C++") == {"plus"}
+    assert await found(memory, "rust -C++") == {"sharp"}
+    assert await found(memory, "C") == {"letter"}
 
 
 class TestWebSearch:

@@ -22,8 +22,9 @@ CONTENTS = {
     "Leave policy": ("english", "Staff have 25 days of leave."),
     "Urlaub": ("german", "Alle Häuser haben Gärten."),
     "Wetter": ("simple", "東京都の天気は晴れです。"),
+    "Invoice": ("english", "INV-2024-0042 by HTTPServer.parseURL"),
 }
-QUERIES = {"Leave policy": "day", "Urlaub": "Garten", "Wetter": "天気"}
+QUERIES = {"Leave policy": "day", "Urlaub": "Garten", "Wetter": "天", "Invoice": "0042 parse"}
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
 
 

@@ -98,11 +98,15 @@ async def test_words_of_stored_chunks_survive_a_downgrade(
     two = "SELECT array(SELECT unnest(terms) ORDER BY 1), lexical::text"
     ordered = " FROM llmemory.chunks ORDER BY chunk_id"
     with transaction(database_url) as connection:
+        head = connection.exec_driver_sql(one + ordered).all()
+        migrate.downgrade(connection, "llmemory", "0004")
         above = connection.exec_driver_sql(one + ordered).all()
         migrate.downgrade(connection, "llmemory", "0003")
         assert connection.exec_driver_sql(two + ordered).all() == above
-        migrate.upgrade(connection, "llmemory")
+        migrate.upgrade(connection, "llmemory", "0004")
         assert connection.exec_driver_sql(one + ordered).all() == above
+        migrate.upgrade(connection, "llmemory")
+        assert connection.exec_driver_sql(one + ordered).all() == head
         command.check(migrate._config(connection=connection, schema="llmemory"))
     found = [await memory.search("acme", query, search_type="text") for query in queries]
     assert found == hits

@@ -32,6 +32,11 @@ from llmemory.text.queries import LONGEST_SEARCH, Query, parsed_query
             '"annual leave" OR -"sick leave" holiday',
             Query("annual leave holiday", (("annual leave",),), ("sick leave",)),
         ),
+        (
+            "\u201eannual leave\u201c -\u00absick leave\u00bb",
+            Query("annual leave", (("annual leave",),), ("sick leave",), False),
+        ),
+        ('"annual"-leave', Query("annual -leave", (("annual",),))),
         ("OR leave", Query("leave")),
         ("leave OR", Query("leave")),
         ("black or white", Query("black or white")),

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ARRAY, ColumnElement, Integer, Text, bindparam, cast, column, func, select
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    CompoundSelect,
+    Integer,
+    Text,
+    bindparam,
+    cast,
+    column,
+    false,
+    func,
+    or_,
+    select,
+    true,
+    union,
+)
 from sqlalchemy.dialects.postgresql import TSVECTOR
 
 from llmemory.models import Tables
@@ -16,6 +31,9 @@ __all__ = ["matched_words"]
 
 BLANK = 12
 """Type of what PostgreSQL's parser finds between words."""
+
+SIGNED = r"\m[[:alpha:]](?:\+\+|#)|\.NET\M"
+"""Names that end, or begin, with signs."""
 
 
 def matched_words(tables: Tables, shape: SearchShape) -> ColumnElement[Any]:
@@ -36,22 +54,33 @@ def matched_words(tables: Tables, shape: SearchShape) -> ColumnElement[Any]:
     # In a subquery of its own, so that the query is analysed once and not for every word.
     query = cast(bindparam("query_text", type_=Text), Text)
     wanted = select(lexemes(language, query)).correlate(chunks).scalar_subquery()
-    spaced = func.regexp_replace(chunks.c.content, f"[{UNSPACED}]", " ", "g")
-    parsed = (
-        func.ts_parse("default", spaced)
-        .table_valued(column("kind", Integer), column("word", Text))
-        .render_derived(name="parsed")
-    )
-    words = (
-        select(parsed.c.word)
-        .distinct()
-        .where(parsed.c.kind != BLANK)
-        .correlate(chunks)
-        .subquery("words")
-    )
+    words = _words(tables).subquery("words")
+    found = lexemes(chunks.c.language, words.c.word)
     return (
         select(func.array_agg(words.c.word))
-        .where(lexemes(chunks.c.language, words.c.word).bool_op("&&")(wanted))
+        .where(
+            found.bool_op("&&")(wanted),
+            or_(words.c.is_plain, found.bool_op("<@")(wanted)),
+        )
         .correlate(chunks)
         .scalar_subquery()
     )
+
+
+def _words(tables: Tables) -> CompoundSelect[Any]:
+    """Return the words of a chunk, and with ``is_plain`` false what is more than one of them."""
+    content = tables.chunks.c.content
+    spaced = func.regexp_replace(content, f"[{UNSPACED}]", " ", "g")
+    parsed = (
+        func.ts_parse("default", schema_function(tables, "plain_words", spaced, type_=Text))
+        .table_valued(column("kind", Integer), column("word", Text))
+        .render_derived(name="parsed")
+    )
+    compounds = schema_function(tables, "compound_words", content, type_=Text)
+    spelled = func.regexp_matches(content, SIGNED, "g", type_=ARRAY(Text))
+    several = (
+        select(parsed.c.word, true().label("is_plain")).where(parsed.c.kind != BLANK),
+        select(compounds.label("word"), false()),
+        select(func.array_to_string(spelled, ""), false()),
+    )
+    return union(*(words.correlate(tables.chunks) for words in several))

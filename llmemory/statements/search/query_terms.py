@@ -58,7 +58,7 @@ def query_terms(tables: Tables, shape: SearchShape) -> CTE:
         select(
             func.hashtextextended(lexeme, _owner_hash(), type_=BigInteger).label("key"),
             (func.hashtextextended(lexeme, 0).bitwise_and(536_870_911) + 1).label("position"),
-            func.max(func.cardinality(lexemes.c.positions)).label("frequency"),
+            func.coalesce(func.max(func.cardinality(lexemes.c.positions)), 1).label("frequency"),
         )
         .select_from(languages.join(lexemes, true()))
         .where(languages.c.language.is_not(None))
@@ -109,7 +109,7 @@ def _phrases(tables: Tables, shape: SearchShape) -> CTE:
         tables,
         "lexical_terms",
         bindparam("owner", type_=Text),
-        schema_function(tables, "search_vector", *arguments, type_=TSVECTOR),
+        schema_function(tables, "word_vector", *arguments, type_=TSVECTOR),
         type_=ARRAY(BigInteger),
     )
     analysed = (
@@ -142,7 +142,7 @@ def _phrases(tables: Tables, shape: SearchShape) -> CTE:
 def _occurs(tables: Tables, chunks: FromClause, phrases: FromClause) -> ColumnElement[bool]:
     """Return that a phrase stands in a chunk; a word's key alone says so."""
     analysed = schema_function(
-        tables, "search_vector", phrases.c.language, chunks.c.content, type_=TSVECTOR
+        tables, "word_vector", phrases.c.language, chunks.c.content, type_=TSVECTOR
     )
     return and_(
         terms_of(chunks).contains(phrases.c.phrase_keys),
