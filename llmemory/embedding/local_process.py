@@ -54,9 +54,9 @@ class ModelProcess:
         )
         self._requests = cast("FileIO", self._process.stdin)
         self._answers = cast("FileIO", self._process.stdout)
-        self.end = weakref.finalize(self, _end, self._process, self._output, self.owner)
+        self._finalizer = weakref.finalize(self, _end, self._process, self._output, self.owner)
         # Before that, threads that use it are to know that it is no accident: ``local_model``.
-        self.end.atexit = False
+        self._finalizer.atexit = False
 
     def load(self) -> None:
         """Wait for the model, the first time.
@@ -91,6 +91,12 @@ class ModelProcess:
         """Have it die at once, so that whoever waits for an answer learns of it."""
         if self.owner == os.getpid():
             self._process.kill()
+
+    def end(self) -> None:
+        """End it; calling again does nothing."""
+        # Not by calling the finalizer: at the interpreter's exit, once others have run, it is deaf.
+        if self._finalizer.detach() is not None:
+            _end(self._process, self._output, self.owner)
 
     def last_words(self) -> str:
         """Say how it died, and what it printed at the end."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import anyio
 import psycopg
 import pytest
-from integration.helpers import fetch, until
+from integration.helpers import PATIENCE_S, fetch, until
 from plugins.clusters import Cluster
 from plugins.memories import MakeMemory
 from plugins.server import with_driver
@@ -61,6 +62,10 @@ async def test_searches_ask_the_replica(
 
     # It is killed: the primary answers, and is asked again once the replica is back.
     replica.kill()
+    with anyio.fail_after(PATIENCE_S):
+        # What serves its connections outlives it for a moment.
+        while len(await memory.search("acme", "leave")) == 5:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
     assert len(await memory.search("acme", "leave")) == 6
     replica.start()
     assert len(await memory.search("acme", "leave")) == 6
