@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     ColumnElement,
-    CompoundSelect,
     Integer,
+    Subquery,
     Text,
     bindparam,
     cast,
@@ -54,7 +54,7 @@ def matched_words(tables: Tables, shape: SearchShape) -> ColumnElement[Any]:
     # In a subquery of its own, so that the query is analysed once and not for every word.
     query = cast(bindparam("query_text", type_=Text), Text)
     wanted = select(lexemes(language, query)).correlate(chunks).scalar_subquery()
-    words = _words(tables).subquery("words")
+    words = _words(tables)
     found = lexemes(chunks.c.language, words.c.word)
     return (
         select(func.array_agg(words.c.word))
@@ -67,7 +67,7 @@ def matched_words(tables: Tables, shape: SearchShape) -> ColumnElement[Any]:
     )
 
 
-def _words(tables: Tables) -> CompoundSelect[Any]:
+def _words(tables: Tables) -> Subquery:
     """Return the words of a chunk, and with ``is_plain`` false what is more than one of them."""
     content = tables.chunks.c.content
     spaced = func.regexp_replace(content, f"[{UNSPACED}]", " ", "g")
@@ -83,4 +83,4 @@ def _words(tables: Tables) -> CompoundSelect[Any]:
         select(compounds.label("word"), false()),
         select(func.array_to_string(spelled, ""), false()),
     )
-    return union(*(words.correlate(tables.chunks) for words in several))
+    return union(*(words.correlate(tables.chunks) for words in several)).subquery("words")
