@@ -171,11 +171,11 @@ class Contexts:
 def _imported(name: str) -> Any:
     try:
         return pkgutil.resolve_name(name)
-    # Whatever importing an application's module raises.
+    # Whatever importing an application's module raises: its words are not ours to repeat.
     except Exception as error:
         raise ConfigurationError(
-            f"chunk_context {name!r} cannot be imported ({type(error).__name__}: {error}). Name a "
-            "function as package.module:name."
+            f"chunk_context {name!r} cannot be imported ({type(error).__name__}). Name a "
+            "function as package.module:name; importing its module by itself shows what is wrong."
         ) from error
 
 

@@ -99,15 +99,20 @@ async def test_a_schema_is_made_by_one_of_many(make_memory: MakeMemory, pooled_u
     assert (await memories[0].health()).healthy
 
 
-async def test_maintenance_is_done_by_one_of_many_and_leaves_no_lock(
-    make_memory: MakeMemory, pooled_url: str, database_url: str
-) -> None:
+async def with_an_index_to_build(make_memory: MakeMemory, pooled_url: str) -> AsyncMemory:
     settings = BEHIND.model_copy(update={"hnsw_owner_vectors": 10})
     memory = make_memory(pooled_url, settings=settings, embedder=HashEmbedder(4))
     await memory.add_documents(
         {"owner_id": "acme", "document_name": "n", "content": f"Text {number}."}
         for number in range(20)
     )
+    return memory
+
+
+async def test_maintenance_is_done_by_one_of_many_and_leaves_no_lock(
+    make_memory: MakeMemory, pooled_url: str, database_url: str
+) -> None:
+    memory = await with_an_index_to_build(make_memory, pooled_url)
     results = await together(*(memory.maintain() for _ in range(2)))
     assert sorted(result.is_busy for result in results) == [False, True]
     assert sum(result.indexes_built for result in results) == 1
@@ -123,12 +128,7 @@ async def test_maintenance_is_done_by_one_of_many_and_leaves_no_lock(
 async def test_what_a_killed_run_has_left_to_the_server_keeps_others_out(
     make_memory: MakeMemory, pooled_url: str, database_url: str
 ) -> None:
-    settings = BEHIND.model_copy(update={"hnsw_owner_vectors": 10})
-    memory = make_memory(pooled_url, settings=settings, embedder=HashEmbedder(4))
-    await memory.add_documents(
-        {"owner_id": "acme", "document_name": "n", "content": f"Text {number}."}
-        for number in range(20)
-    )
+    memory = await with_an_index_to_build(make_memory, pooled_url)
     create = "CREATE INDEX CONCURRENTLY left_over ON llmemory.embeddings (space_id)"
     with ThreadPoolExecutor(1) as thread, psycopg.connect(database_url) as writer:
         # The build waits for whoever is writing.
@@ -136,7 +136,7 @@ async def test_what_a_killed_run_has_left_to_the_server_keeps_others_out(
         left = thread.submit(fetch, database_url, create)
         await until(lambda: fetch(database_url, BUILDING))
         assert (await memory.maintain()).is_busy
-        upkeep = Maintenance(memory._database, memory._tables, settings)
+        upkeep = Maintenance(memory._database, memory._tables, memory.settings)
         waiting = asyncio.create_task(upkeep.prepare_space(1))
         await until(lambda: fetch(database_url, LOCKS) == [(1,)])
         writer.commit()
