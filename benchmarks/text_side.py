@@ -26,7 +26,7 @@ MEASURED = {
     "to_tsvector": "count(to_tsvector('english', content))",
     "search_vector": f"count({VECTOR})",
     "terms alone": f"count({SCHEMA}.lexical_terms(owner_id, {VECTOR}))",
-    "lexical alone": f"count({SCHEMA}.lexical_weights({VECTOR}))",
+    "lexical alone": f"count({SCHEMA}.lexical_weights(owner_id, {VECTOR}))",
     "column words": f"count({SCHEMA}.analysed_words(owner_id, {VECTOR}))",
 }
 

@@ -49,6 +49,7 @@ __all__ = [
     "DEFAULT_SCHEMA",
     "HNSW_PREFIX",
     "LEXICAL_DIMENSIONS",
+    "LEXICAL_UNITS",
     "VERSION_TABLE",
     "Base",
     "Chunk",
@@ -66,6 +67,8 @@ DEFAULT_SCHEMA = "llmemory"
 VERSION_TABLE = "llmemory_version"
 HNSW_PREFIX = "hnsw_"
 LEXICAL_DIMENSIONS = 1_000_000_000
+LEXICAL_UNITS = 100_000
+"""Of these the weights of a chunk are whole numbers."""
 
 _WORDS = "{schema}.analysed_words(owner_id, {schema}.search_vector(language, content))"
 

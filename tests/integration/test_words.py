@@ -310,7 +310,9 @@ async def test_words_that_meet_at_a_position(memory: AsyncMemory, database_url: 
         """
         SELECT min(word), max(word)
         FROM (SELECT 'x' || number AS word FROM generate_series(1, 100000) AS number) AS words
-        GROUP BY hashtextextended(word COLLATE "C", 0) & 536870911 HAVING count(*) = 2 LIMIT 1
+        GROUP BY hashtextextended(word COLLATE "C", hashtextextended('acme' COLLATE "C", 0))
+            & 536870911
+        HAVING count(*) = 2 LIMIT 1
         """,
     )
     await add(memory, "simple", both=f"{first} {second}", one=f"{first} other", none="the other")

@@ -54,10 +54,11 @@ def query_terms(tables: Tables, shape: SearchShape) -> CTE:
         .render_derived(name="analysed")
     )
     lexeme = lexemes.c.lexeme.collate("C")
+    key = func.hashtextextended(lexeme, _owner_hash(), type_=BigInteger)
     return (
         select(
-            func.hashtextextended(lexeme, _owner_hash(), type_=BigInteger).label("key"),
-            (func.hashtextextended(lexeme, 0).bitwise_and(536_870_911) + 1).label("position"),
+            key.label("key"),
+            (key.bitwise_and(536_870_911) + 1).label("position"),
             func.coalesce(func.max(func.cardinality(lexemes.c.positions)), 1).label("frequency"),
         )
         .select_from(languages.join(lexemes, true()))

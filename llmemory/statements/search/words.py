@@ -1,7 +1,8 @@
 """The arm by words: BM25 over the chunks that share a term with the query.
 
-A term is a lexeme of the query, known by two hashes: its key, which is the owner's and finds chunks
-in the index, and its position in the vectors of weights, whose inner product is the score.
+A term is a lexeme of the query, known by its key, a hash of it and the owner, which finds chunks in
+the index. A part of the key is its position in the vectors of weights, whose inner product is the
+score.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by, array
 
-from llmemory.models import LEXICAL_DIMENSIONS, Tables
+from llmemory.models import LEXICAL_DIMENSIONS, LEXICAL_UNITS, Tables
 from llmemory.statements import AnySelect
 from llmemory.statements.functions import lexical_of, terms_of
 from llmemory.statements.parameters import owner_is
@@ -254,7 +255,8 @@ def _query_weights(tables: Tables, shape: SearchShape) -> CTE:
         .subquery("weighted")
     )
     entries = func.string_agg(
-        func.concat(weighted.c.position, ":", cast(weighted.c.weight, Float(24))), ","
+        func.concat(weighted.c.position, ":", cast(weighted.c.weight / LEXICAL_UNITS, Float(24))),
+        ",",
     )
     written = func.concat("{", entries, f"}}/{LEXICAL_DIMENSIONS}")
     return (
