@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Select
@@ -10,7 +11,7 @@ from sqlalchemy import Select
 import llmemory.search.statement_settings  # noqa: F401 - it listens
 from llmemory.core.lifecycle import Lifecycle
 from llmemory.database.engines import Database, Session
-from llmemory.embedding.base import Embedder
+from llmemory.embedding.base import Embedder, alpha_for, alpha_of
 from llmemory.search.ranking import grouped
 from llmemory.search.retrieval import run_search, search_select
 from llmemory.spaces import check_space
@@ -24,8 +25,6 @@ from llmemory.types import (
     SearchType,
 )
 from llmemory.validation.searches import SearchRequest, checked_filters, checked_search
-
-DEFAULT_ALPHA = 0.5
 
 
 class Searching(Lifecycle):
@@ -109,6 +108,7 @@ class Searching(Lifecycle):
         )
         embedder, space = await self._open()
         query = await self._vector_of(request, embedder)
+        request = _weighted(request, embedder)
 
         async def run(database: Database) -> list[SearchResult]:
             async with database.connect(session) as connection:
@@ -241,6 +241,7 @@ class Searching(Lifecycle):
         )
         embedder, space = await self._open()
         query = await self._vector_of(request, embedder)
+        request = _weighted(request, embedder)
         index = None
         if query is not None:
             async with self._database.connect() as connection:
@@ -290,7 +291,14 @@ class Searching(Lifecycle):
             return None
         return await self._queries.embed(embedder, request.query.text)
 
-    def _alpha(self) -> float:
+    def _alpha(self) -> float | None:
         if self.settings.alpha is not None:
             return self.settings.alpha
-        return float(getattr(self.embedder, "alpha", DEFAULT_ALPHA))
+        return alpha_of(self.embedder)
+
+
+def _weighted(request: SearchRequest, embedder: Embedder) -> SearchRequest:
+    """Return `request` with the weight that its embedder gives to its query, if it is to."""
+    if request.alpha is not None or request.search_type is not SearchType.HYBRID:
+        return request
+    return replace(request, alpha=alpha_for(embedder, request.query.text))

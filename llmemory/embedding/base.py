@@ -20,6 +20,8 @@ from llmemory.types import HalfVectors, Vectors
 __all__ = [
     "Embedder",
     "Purpose",
+    "alpha_for",
+    "alpha_of",
     "checked_embedder",
     "concurrency_of",
     "embed_checked",
@@ -29,6 +31,7 @@ __all__ = [
 
 MOST_DIMENSIONS = 16_000
 MOST_CALLS = 1_000
+DEFAULT_ALPHA = 0.5
 
 Purpose: TypeAlias = Literal["document", "query"]
 
@@ -39,9 +42,10 @@ class Embedder(Protocol):
 
     An embedder may have more: ``provider``, a name stored beside the model's (else the name of
     its class); ``alpha``, the weight of the vector arm in hybrid search, 0 to 1 (else 0.5);
-    ``max_concurrency``, how many calls of ``embed`` a bulk call or a worker may have under way at
-    once (else 1); ``async find_dimensions()``, after which ``dimensions`` is known at once, where
-    reading it would wait; and ``async aclose()``, called by nobody but its owner.
+    ``alpha_for(query)``, which returns it where it depends on the query, and is called once that
+    is embedded; ``max_concurrency``, how many calls of ``embed`` a bulk call or a worker may have
+    under way at once (else 1); ``async find_dimensions()``, after which ``dimensions`` is known at
+    once, where reading it would wait; and ``async aclose()``, called by nobody but its owner.
     """
 
     @property
@@ -116,6 +120,34 @@ def _check_number(name: str, value: object, most: int) -> None:
 def provider_of(embedder: Embedder) -> str:
     """Return the name that stands beside the model's in the database."""
     return str(getattr(embedder, "provider", type(embedder).__name__))
+
+
+def alpha_of(embedder: Embedder) -> float | None:
+    """Return the weight of the vector arm in hybrid search, None where it depends on the query."""
+    return None if hasattr(embedder, "alpha_for") else getattr(embedder, "alpha", DEFAULT_ALPHA)
+
+
+def alpha_for(embedder: Embedder, query: str) -> float:
+    """Return the weight of the vector arm in hybrid search for `query`, where it depends on that.
+
+    Raises:
+        EmbeddingError: The embedder failed, or it is no weight.
+    """
+    try:
+        alpha = float(embedder.alpha_for(query))  # type: ignore[attr-defined]
+    except LLMemoryError:
+        raise
+    except Exception as error:
+        raise EmbeddingError(
+            f"alpha_for of the embedder {embedder.model!r} failed with {type(error).__name__}. "
+            "See the cause above."
+        ) from error
+    if not 0 <= alpha <= 1:
+        raise EmbeddingError(
+            f"alpha_for of the embedder {embedder.model!r} must return a weight from 0 to 1, "
+            f"not {alpha}."
+        )
+    return alpha
 
 
 def concurrency_of(embedder: Embedder) -> int:

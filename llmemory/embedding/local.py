@@ -17,11 +17,13 @@ import numpy as np
 
 from llmemory.embedding.base import MOST_DIMENSIONS, Purpose
 from llmemory.embedding.local_model import SharedModel
+from llmemory.embedding.local_scripts import share_read
 from llmemory.errors import ClosedError, ConfigurationError
 from llmemory.types import Vectors
 
 __all__ = ["LocalEmbedder"]
 
+UNREAD_ALPHA = 0.1
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -158,6 +160,15 @@ class LocalEmbedder:
         finally:
             is_over.set()
         return vectors
+
+    def alpha_for(self, query: str) -> float:
+        """Return the weight of the vectors in a hybrid search for `query`, 0.1 to 0.5.
+
+        It is the less, the more of the letters are of scripts that the model cannot read, of
+        which its vocabulary has no words: what it makes of them finds little.
+        """
+        share = share_read(query, self._used().pieces)
+        return UNREAD_ALPHA + (self.alpha - UNREAD_ALPHA) * share
 
     async def aclose(self) -> None:
         """End the model's process, unless another embedder shares it; calling again does nothing.

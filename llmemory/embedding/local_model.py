@@ -6,7 +6,7 @@ import atexit
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
@@ -30,11 +30,16 @@ class SharedModel:
 
     It is started when it is first needed, and again after it died. Requests of all threads are
     answered one after the other. A fork of this process starts its own.
+
+    Attributes:
+        pieces: How many words and pieces of words its vocabulary has of each script; empty until
+            it was loaded, or if it does not say.
     """
 
     def __init__(self, source: str, device: str | None) -> None:
         self._source = source
         self._device = device
+        self.pieces: Mapping[str, int] = {}
         self._users: WeakSet[object] = WeakSet()
         self._process: ModelProcess | None = None
         self._is_closed = False
@@ -143,6 +148,7 @@ class SharedModel:
         if self._process is None:
             self._process = ModelProcess(self._source, self._device)
         self._process.load()
+        self.pieces = self._process.pieces
         return self._process
 
     def _drop(self) -> None:

@@ -40,6 +40,7 @@ class ModelProcess:
     def __init__(self, source: str, device: str | None) -> None:
         self.owner = os.getpid()
         self.dimensions = 0
+        self.pieces: dict[str, int] = {}
         self._source = source
         self._device = device
         options = {"path": list(map(os.fspath, sys.path)), "source": source, "device": device}
@@ -76,6 +77,7 @@ class ModelProcess:
                 "of a folder that holds one; without a network it must be on disk already."
             ) from InProcess(header["trace"])
         self.dimensions = header["dimensions"]
+        self.pieces = header["pieces"]
 
     def embed(self, options: dict[str, Any], parts: Sequence[bytes]) -> local_worker.Message:
         """Return its answer to a request.

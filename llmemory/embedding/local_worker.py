@@ -13,8 +13,12 @@ import signal
 import struct
 import sys
 import traceback
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from io import FileIO
+from itertools import islice
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from llmemory.types import Vectors
 
-__all__ = ["receive", "send"]
+__all__ = ["receive", "script_of", "send"]
 
 Message: TypeAlias = tuple[dict[str, Any], list[bytearray]]
 
@@ -65,6 +69,11 @@ def _read(stream: FileIO, size: int) -> bytearray:
     return data
 
 
+def script_of(letter: str) -> str:
+    """Return what a letter's name in Unicode begins with: LATIN, CYRILLIC, CJK."""
+    return unicodedata.name(letter, "?").split()[0]
+
+
 class _Model:
     def __init__(self, source: str, device: str | None) -> None:
         from sentence_transformers import (  # pyright: ignore[reportMissingImports]
@@ -76,6 +85,18 @@ class _Model:
         ask = getattr(self._transformer, "get_embedding_dimension", None)
         ask = ask or self._transformer.get_sentence_embedding_dimension
         self.dimensions: int = ask() or len(self._transformer.encode("x"))
+
+    def pieces(self) -> Mapping[str, int]:
+        """Return how many words and pieces of words the vocabulary has of each script."""
+        found: Counter[str] = Counter()
+        # A model may have no tokenizer, or one of its own making, and is as good without.
+        with suppress(Exception):
+            tokenizer = self._transformer.tokenizer
+            decoder = getattr(tokenizer, "backend_tokenizer", tokenizer).decoder
+            for piece in tokenizer.get_vocab():
+                letters = filter(str.isalpha, decoder.decode([piece]))
+                found.update(map(script_of, islice(letters, 1)))
+        return found
 
     def embed(
         self, texts: list[str], *, purpose: str, prompt: str | None, dimensions: int
@@ -100,7 +121,7 @@ def main(source: str, device: str | None) -> None:
     except Exception as error:
         send(answers, {**_failure(error), "trace": "".join(traceback.format_exception(error))})
         return
-    send(answers, {"dimensions": model.dimensions})
+    send(answers, {"dimensions": model.dimensions, "pieces": model.pieces()})
     while True:
         header, parts = waiting.get()
         try:

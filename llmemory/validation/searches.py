@@ -27,14 +27,18 @@ MAX_OFFSET = 2**62
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchRequest:
-    """A search that may be run."""
+    """A search that may be run.
+
+    Attributes:
+        alpha: None is the embedder's to say, once it knows the query.
+    """
 
     owner_id: str
     query: Query
     search_type: SearchType
     limit: int
     offset: int
-    alpha: float
+    alpha: float | None
     language: str | None
     filters: Filters
     min_score: float | None
@@ -64,7 +68,7 @@ def checked_search(
     """
     checked_limit, checked_offset = checked_page(limit, offset, settings)
     kind = checked_choice(search_type, SearchType, "search_type")
-    weight = checked_fraction(alpha, "alpha")
+    weight = None if alpha is None else checked_fraction(alpha, "alpha")
     if kind is SearchType.HYBRID and weight in {0.0, 1.0}:
         # An arm without weight need not run.
         kind = SearchType.VECTOR if weight == 1.0 else SearchType.TEXT

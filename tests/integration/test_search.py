@@ -16,6 +16,7 @@ from plugins.memories import MakeMemory
 from llmemory import (
     AsyncMemory,
     DocumentType,
+    EmbeddingError,
     SearchResultWithDocuments,
     SearchType,
     Settings,
@@ -219,6 +220,29 @@ async def test_alpha_comes_from_the_call_the_settings_or_the_embedder(
     other = make_memory(embedder=embedder, schema="other")
     await fill(other, a={}, b={"content": "Nothing of the kind."})
     assert len(await names(other)) == 1
+
+
+async def test_alpha_may_depend_on_the_query(make_memory: MakeMemory) -> None:
+    class Doubting(OddEmbedder):
+        given: object = 0.25
+
+        def alpha_for(self, query: str) -> Any:
+            self.asked = query
+            return self.given
+
+    embedder = Doubting()
+    memory = make_memory(embedder=embedder)
+    await fill(memory, a={}, b={"content": "Nothing of the kind."})
+    best, other = await memory.search("acme", "leave -holiday")
+    same, _ = await memory.search("acme", "leave -holiday", alpha=0.25)
+    assert (best.score, other.lexical_score) == (same.score, None)
+    assert embedder.asked == "leave"
+    for bad in (2, float("nan"), None, "much"):
+        embedder.given = bad
+        with pytest.raises(EmbeddingError, match="alpha_for of the embedder"):
+            await memory.search("acme", "leave")
+    assert len(await memory.search("acme", "leave", search_type="vector")) == 2
+    assert len(await memory.search("acme", "leave", alpha=0.5)) == 2
 
 
 @TYPES

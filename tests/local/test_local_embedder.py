@@ -108,6 +108,19 @@ class TestVectors:
         )
         assert near @ query > far @ query + 0.2
 
+    async def test_they_weigh_less_where_the_model_cannot_read(
+        self, kept: LocalEmbedder, make_memory: MakeMemory
+    ) -> None:
+        # The dimensions are given, so that nothing is loaded before the first query.
+        embedder = LocalEmbedder(MODEL, device="cpu", dimensions=DIMENSIONS)
+        memory = make_memory(embedder=embedder)
+        await memory.add_document("acme", "leave", "Staff have 25 days of leave: отпуск.")
+        for query, alpha in (("days of leave", 0.5), ("отпуск", 0.1), ("leave отпус", 0.3)):
+            assert embedder.alpha_for(query) == pytest.approx(alpha)
+            (hit,) = await memory.search("acme", query)
+            (same,) = await memory.search("acme", query, alpha=alpha)
+            assert hit.score == pytest.approx(same.score)
+
     async def test_fewer_dimensions_are_the_first_ones(
         self, embedder: LocalEmbedder, started: list[Any]
     ) -> None:
