@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,7 +57,8 @@ def written(url: str, owner_id: str) -> dict[str, list[dict[str, Any]]]:
             found[table] = [
                 {**row, "owner_id": None} for row in connection.execute(query.encode(), [owner_id])
             ]
-    # Keys hold the owner's hash.
+    # Keys, and the positions of weights, hold the owner's hash.
     for chunk in found["chunks"]:
         chunk["terms"] = len(chunk["terms"])
+        chunk["lexical"] = sorted(re.findall(r":(\d+)", chunk["lexical"]))
     return found
