@@ -108,6 +108,8 @@ def create_engine(url: str, settings: Settings) -> AsyncEngine:
         "pool_timeout": settings.pool_timeout_s,
         # The connection used last: its plans and what they need are still in the caches.
         "pool_use_lifo": True,
+        # Once and for all, as most calls need it, and not at each loan of a connection.
+        "isolation_level": "AUTOCOMMIT",
         # Vectors and texts do not belong into messages or logs.
         "hide_parameters": True,
     }

@@ -20,7 +20,7 @@ from sqlalchemy.pool import NullPool, Pool, QueuePool
 
 from llmemory.database.driver_errors import translated_errors
 from llmemory.database.drivers import create_engine
-from llmemory.database.leaving import given_back, left_in_peace
+from llmemory.database.leaving import GivenBack, left_in_peace
 from llmemory.database.local_settings import OWNER_SETTING, local_settings, owner_of, set_owner
 from llmemory.errors import ClosedError, ConfigurationError, SchemaMissing
 from llmemory.settings import Settings
@@ -178,16 +178,30 @@ class Database:
             session: Read in this transaction instead, seeing what it has not committed.
             owner_id: Whose rows are read, for row level security.
         """
-        async with self._connected(session) as connection, self.reading(connection, owner_id):
-            yield connection
+        if session is not None:
+            with self._schema_named(joined=True):
+                connection = await self._joined(session)
+                async with self.reading(connection, owner_id):
+                    yield connection
+            return
+        engine = await self.engine()
+        with self._schema_named(), translated_errors():
+            # Autocommit saves the two round trips of BEGIN and COMMIT; our own engines begin in it.
+            if self.is_given:
+                engine = _isolated(engine, "AUTOCOMMIT")
+            taken = self._taken_at_once(engine) or self._arriving(engine.connect())
+            async with taken as connection:
+                try:
+                    async with self.reading(connection, owner_id):
+                        yield connection
+                finally:
+                    await self._drop_if_closed(connection)
 
-    @asynccontextmanager
-    async def reading(
+    def reading(
         self, connection: AsyncConnection, owner_id: str | None
-    ) -> AsyncIterator[None]:
+    ) -> AbstractAsyncContextManager[None]:
         """Let `connection` read an owner's rows within the block, where policies ask whose."""
-        async with local_settings(connection, self.owner_settings(owner_id)):
-            yield
+        return local_settings(connection, self.owner_settings(owner_id))
 
     def owner_settings(self, owner_id: str | None) -> dict[str, str | int]:
         """Return what PostgreSQL must be told before it shows an owner's rows."""
@@ -195,22 +209,7 @@ class Database:
             return {}
         return {OWNER_SETTING: owner_id}
 
-    @asynccontextmanager
-    async def _connected(self, session: Session | None) -> AsyncIterator[AsyncConnection]:
-        if session is not None:
-            with self._schema_named(joined=True):
-                yield await self._joined(session)
-            return
-        engine = await self.engine()
-        with self._schema_named(), translated_errors():
-            # Autocommit saves the two round trips of BEGIN and COMMIT.
-            engine = _isolated(engine, "AUTOCOMMIT")
-            ready = self._taken_at_once(engine)
-            taken = self._arriving(engine.connect()) if ready is None else given_back(ready)
-            async with taken as connection, self._dropped_if_closed(connection):
-                yield connection
-
-    def _taken_at_once(self, engine: AsyncEngine) -> AsyncConnection | None:
+    def _taken_at_once(self, engine: AsyncEngine) -> GivenBack | None:
         """Return a connection that lies ready in a pool of ours, or None if it takes waiting.
 
         No cancellation can meet it half-way, so that it needs none of the tasks that guard against
@@ -229,7 +228,7 @@ class Database:
             return None
         # Nothing can wait outside of a greenlet: where the server has ended it, this fails.
         with suppress(MissingGreenlet):
-            return AsyncConnection(engine, engine.sync_engine.connect())
+            return GivenBack(AsyncConnection(engine, engine.sync_engine.connect()), pool)
         return None
 
     @asynccontextmanager
@@ -272,12 +271,13 @@ class Database:
         engine = await self.engine()
         with self._schema_named(), translated_errors():
             # Said expressly: a caller's engine may commit each statement by itself.
-            async with (
-                self._arriving(_isolated(engine, "READ COMMITTED").connect()) as connection,
-                self._dropped_if_closed(connection),
-                left_in_peace(connection.begin()),
-            ):
-                yield connection
+            engine = _isolated(engine, "READ COMMITTED")
+            async with self._arriving(engine.connect()) as connection:
+                try:
+                    async with left_in_peace(connection.begin()):
+                        yield connection
+                finally:
+                    await self._drop_if_closed(connection)
 
     @contextmanager
     def _schema_named(self, *, joined: bool = False) -> Iterator[None]:
@@ -299,13 +299,6 @@ class Database:
     ) -> AbstractAsyncContextManager[AsyncConnection]:
         # Given back while its engine is disposed of, one would outlive both.
         return left_in_peace(connection, self._drop)
-
-    @asynccontextmanager
-    async def _dropped_if_closed(self, connection: AsyncConnection) -> AsyncIterator[None]:
-        try:
-            yield
-        finally:
-            await self._drop_if_closed(connection)
 
     async def _drop_if_closed(self, connection: AsyncConnection) -> None:
         # Closing an engine closes what lies in its pool; what is out would go back to nobody.

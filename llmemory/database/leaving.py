@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import anyio
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.pool import QueuePool
 
-__all__ = ["given_back", "left_in_peace"]
+__all__ = ["GivenBack", "left_in_peace"]
 
 T = TypeVar("T")
 
@@ -45,15 +46,29 @@ async def left_in_peace(
         await manager.__aexit__(None, None, None)
 
 
-@asynccontextmanager
-async def given_back(connection: AsyncConnection) -> AsyncIterator[AsyncConnection]:
-    """Give one back that was taken at once: in autocommit there is nothing to roll back."""
-    try:
-        yield connection
-    except BaseException as error:
-        await _leave_after(error, connection)
-        raise
-    await connection.close()
+class GivenBack(AbstractAsyncContextManager[AsyncConnection]):
+    """Gives a connection back that was taken at once: in autocommit there is nothing to roll back.
+
+    Args:
+        connection: What the block gets.
+        pool: Where it comes from.
+    """
+
+    def __init__(self, connection: AsyncConnection, pool: QueuePool) -> None:
+        self._connection = connection
+        self._pool = pool
+
+    async def __aenter__(self) -> AsyncConnection:
+        return self._connection
+
+    async def __aexit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if error is not None:
+            await _leave_after(error, self._connection)
+        elif self._pool.overflow() > 0:
+            await self._connection.close()
+        else:
+            # A pool that has room for it does not wait: no need of the greenlet that waits.
+            self._connection.sync_connection.close()  # type: ignore[union-attr]
 
 
 async def _leave_after(error: BaseException, manager: AbstractAsyncContextManager[Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 import anyio
@@ -20,10 +20,9 @@ __all__ = ["OWNER_SETTING", "local_settings", "owner_of", "set_owner"]
 _OWNER = text(f"SELECT current_setting('{OWNER_SETTING}', true)")
 
 
-@asynccontextmanager
-async def local_settings(
+def local_settings(
     connection: AsyncConnection, values: Mapping[str, str | int]
-) -> AsyncIterator[None]:
+) -> AbstractAsyncContextManager[None]:
     """Have `values` in force within the block, by SET LOCAL.
 
     A connection in autocommit gets a transaction for the block: one round trip before it and one
@@ -34,9 +33,13 @@ async def local_settings(
         connection: Where the statement will run.
         values: Settings by name.
     """
-    if not values:
-        yield
-        return
+    return _in_force(connection, values) if values else nullcontext()
+
+
+@asynccontextmanager
+async def _in_force(
+    connection: AsyncConnection, values: Mapping[str, str | int]
+) -> AsyncIterator[None]:
     lent = await pooled(connection)
     driver: Any = lent.driver_connection
     assignments = "; ".join(_assignment(name, value) for name, value in values.items())

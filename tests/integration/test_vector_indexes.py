@@ -299,7 +299,9 @@ async def test_nothing_is_left_set(
 
 async def test_a_callers_transaction_keeps_its_settings(memory: AsyncMemory) -> None:
     await memory.initialize()
-    async with AsyncSession(await memory._database.engine()) as session:
+    engine = await memory._database.engine()
+    in_transactions = engine.execution_options(isolation_level="READ COMMITTED")
+    async with AsyncSession(in_transactions) as session:
         await session.execute(text("SET LOCAL hnsw.ef_search = 77"))
         hits = await memory.search(LARGE, QUERY, session=session)
         assert len(hits) == 10
