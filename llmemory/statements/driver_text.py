@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import BindParameter, Dialect
@@ -20,7 +21,7 @@ Arguments = Sequence[Any] | Mapping[str, Any]
 _LATE = re.compile(r"__\[POSTCOMPILE_(\w+)\]")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class DriverText:
     """A compiled statement.
 
@@ -45,14 +46,20 @@ class DriverText:
         """Return the text and the arguments for `values`."""
         text = self.text
         if self._late:
-            literals = {name: self._literal(name, values) for name in self._late}
-            text = _LATE.sub(lambda mark: literals[mark[1]], text)
+            text = _with_literals(self, tuple([values[name] for name in self._late]))
         if self.is_positional:
             return text, [values[name] for name in self.names]
         return text, {name: values[name] for name in self.names}
 
-    def _literal(self, name: str, values: Mapping[str, Any]) -> str:
-        return self._compiled.render_literal_value(values[name], self._late[name].type)
+
+@lru_cache(maxsize=256)
+def _with_literals(statement: DriverText, values: tuple[Any, ...]) -> str:
+    """Return a statement's text with its late values; the same again is found by its address."""
+    literals = {
+        name: statement._compiled.render_literal_value(value, bound.type)
+        for (name, bound), value in zip(statement._late.items(), values, strict=True)
+    }
+    return _LATE.sub(lambda mark: literals[mark[1]], statement.text)
 
 
 def compiled_for(dialect: Dialect, statement: AnySelect) -> DriverText:
