@@ -111,6 +111,8 @@ def checked_metadata_filter(value: object, settings: Settings) -> MetadataFilter
         ValidationError: It is no mapping, an operator is unknown or has a value it cannot take,
             or it is too large, too deep or has more conditions than ``max_filter_conditions``.
     """
+    if value is None:
+        return EVERYTHING
     plain = plain_mapping(value, settings, NAME, kept=(date, Decimal))
     found = _documents(plain)
     if (count := len(found.operands)) > settings.max_filter_conditions:

@@ -137,7 +137,7 @@ def check_characters(value: str, name: str) -> None:
     """Refuse text that PostgreSQL cannot hold."""
     if "\0" in value:
         refuse(name, "holds a NUL character, which PostgreSQL cannot store; remove it first")
-    if not _is_encodable(value):
+    if not (value.isascii() or _is_encodable(value)):
         refuse(name, "holds a lone surrogate, which is no character; decode the source properly")
 
 
