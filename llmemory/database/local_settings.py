@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import anyio
@@ -42,7 +43,7 @@ async def _in_force(
 ) -> AsyncIterator[None]:
     lent = await pooled(connection)
     driver: Any = lent.driver_connection
-    assignments = "; ".join(_assignment(name, value) for name, value in values.items())
+    assignments = _assignments(tuple(values.items()))
     if not lent.dbapi_connection.autocommit:  # type: ignore[union-attr]
         with translated_errors():
             savepoint = await connection.begin_nested()
@@ -74,6 +75,11 @@ async def set_owner(connection: AsyncConnection, owner_id: str | None) -> None:
     lent = await pooled(connection)
     with translated_errors():
         await _run(lent.driver_connection, _assignment(OWNER_SETTING, owner_id or ""))
+
+
+@lru_cache(maxsize=256)
+def _assignments(values: tuple[tuple[str, str | int], ...]) -> str:
+    return "; ".join(_assignment(name, value) for name, value in values)
 
 
 def _assignment(name: str, value: str | int) -> str:

@@ -30,7 +30,10 @@ class FilterShape:
 
     def is_empty(self) -> bool:
         """Return whether every document passes."""
-        return self == FilterShape()
+        return self == _EMPTY
+
+
+_EMPTY = FilterShape()
 
 
 def shape_of(filters: Filters) -> FilterShape:
