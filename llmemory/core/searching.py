@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Select
@@ -24,7 +23,7 @@ from llmemory.types import (
     SearchResultWithDocuments,
     SearchType,
 )
-from llmemory.validation.searches import SearchRequest, checked_filters, checked_search
+from llmemory.validation.searches import SearchRequest, checked_filters, checked_search, weighted
 
 
 class Searching(Lifecycle):
@@ -107,8 +106,7 @@ class Searching(Lifecycle):
             highlight=highlight,
         )
         embedder, space = await self._open()
-        query = await self._vector_of(request, embedder)
-        request = _weighted(request, embedder)
+        request, query = await self._embedded(request, embedder)
 
         async def run(database: Database) -> list[SearchResult]:
             async with database.connect(session) as connection:
@@ -240,8 +238,7 @@ class Searching(Lifecycle):
             highlight=False,
         )
         embedder, space = await self._open()
-        query = await self._vector_of(request, embedder)
-        request = _weighted(request, embedder)
+        request, query = await self._embedded(request, embedder)
         index = None
         if query is not None:
             async with self._database.connect() as connection:
@@ -286,19 +283,18 @@ class Searching(Lifecycle):
             **others,
         )
 
-    async def _vector_of(self, request: SearchRequest, embedder: Embedder) -> HalfVectors | None:
+    async def _embedded(
+        self, request: SearchRequest, embedder: Embedder
+    ) -> tuple[SearchRequest, HalfVectors | None]:
+        """Return a request with its vector, if it needs one, and the weight of that."""
         if request.search_type is SearchType.TEXT:
-            return None
-        return await self._queries.embed(embedder, request.query.text)
+            return request, None
+        vector = await self._queries.embed(embedder, request.query.text)
+        if request.search_type is SearchType.HYBRID and request.alpha is None:
+            request = weighted(request, alpha_for(embedder, request.query.text))
+        return request, None if request.search_type is SearchType.TEXT else vector
 
     def _alpha(self) -> float | None:
         if self.settings.alpha is not None:
             return self.settings.alpha
         return alpha_of(self.embedder)
-
-
-def _weighted(request: SearchRequest, embedder: Embedder) -> SearchRequest:
-    """Return `request` with the weight that its embedder gives to its query, if it is to."""
-    if request.alpha is not None or request.search_type is not SearchType.HYBRID:
-        return request
-    return replace(request, alpha=alpha_for(embedder, request.query.text))

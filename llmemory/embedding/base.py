@@ -124,7 +124,10 @@ def provider_of(embedder: Embedder) -> str:
 
 def alpha_of(embedder: Embedder) -> float | None:
     """Return the weight of the vector arm in hybrid search, None where it depends on the query."""
-    return None if hasattr(embedder, "alpha_for") else getattr(embedder, "alpha", DEFAULT_ALPHA)
+    if callable(getattr(embedder, "alpha_for", None)):
+        return None
+    alpha = getattr(embedder, "alpha", None)
+    return DEFAULT_ALPHA if alpha is None else float(alpha)
 
 
 def alpha_for(embedder: Embedder, query: str) -> float:

@@ -162,13 +162,14 @@ class LocalEmbedder:
         return vectors
 
     def alpha_for(self, query: str) -> float:
-        """Return the weight of the vectors in a hybrid search for `query`, 0.1 to 0.5.
+        """Return the weight of the vectors in a hybrid search for `query`, 0.1 to ``alpha``.
 
         It is the less, the more of the letters are of scripts that the model cannot read, of
         which its vocabulary has no words: what it makes of them finds little.
         """
-        share = share_read(query, self._used().pieces)
-        return UNREAD_ALPHA + (self.alpha - UNREAD_ALPHA) * share
+        share = 1.0 if self._shared is None else share_read(query, self._shared.pieces)
+        least = min(UNREAD_ALPHA, self.alpha)
+        return least + (self.alpha - least) * share
 
     async def aclose(self) -> None:
         """End the model's process, unless another embedder shares it; calling again does nothing.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import groupby
+from unicodedata import category, normalize
 
 from llmemory.embedding.local_worker import script_of
 
@@ -24,10 +26,23 @@ def share_read(text: str, pieces: Mapping[str, int]) -> float:
             returned for a vocabulary that has too few of all, such as one of bytes.
     """
     read = {script for script, count in pieces.items() if count >= _fewest(script)}
-    letters = [letter for letter in text if letter.isalpha()]
-    if not read or not letters:
-        return 1.0
-    return sum(script_of(letter) in read for letter in letters) / len(letters)
+    known = letters = 0
+    # Marks, such as vowels of Hindi, stand between letters, and so do some that lengthen them.
+    spelled = (sign for sign in normalize("NFKC", text) if category(sign) not in _WITHIN_WORDS)
+    for script, word in groupby(spelled, _script):
+        if script is not None:
+            count = len(list(word))
+            letters += count
+            # A letter by itself, as in 5 kΩ, is in the vocabulary of most models.
+            known += count if count == 1 or script in read else 0
+    return known / letters if read and letters else 1.0
+
+
+_WITHIN_WORDS = frozenset({"Lm", "Mc", "Me", "Mn"})
+
+
+def _script(sign: str) -> str | None:
+    return script_of(sign) if sign.isalpha() else None
 
 
 def _fewest(script: str) -> int:

@@ -16,9 +16,7 @@ import traceback
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from io import FileIO
-from itertools import islice
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -88,15 +86,15 @@ class _Model:
 
     def pieces(self) -> Mapping[str, int]:
         """Return how many words and pieces of words the vocabulary has of each script."""
-        found: Counter[str] = Counter()
-        # A model may have no tokenizer, or one of its own making, and is as good without.
-        with suppress(Exception):
+        try:
             tokenizer = self._transformer.tokenizer
             decoder = getattr(tokenizer, "backend_tokenizer", tokenizer).decoder
-            for piece in tokenizer.get_vocab():
-                letters = filter(str.isalpha, decoder.decode([piece]))
-                found.update(map(script_of, islice(letters, 1)))
-        return found
+            pieces = [decoder.decode([piece]) for piece in tokenizer.get_vocab()]
+        except Exception:
+            # A model may have no tokenizer, or one of its own making, and is as good without.
+            return {}
+        letters = (next(filter(str.isalpha, piece), "") for piece in pieces)
+        return Counter(script_of(letter) for letter in letters if letter)
 
     def embed(
         self, texts: list[str], *, purpose: str, prompt: str | None, dimensions: int

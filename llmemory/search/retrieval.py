@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
-from pydantic_core import from_json
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from llmemory.database.drivers import fetch
@@ -250,7 +250,7 @@ def _result(row: Mapping[str, Any], request: SearchRequest) -> dict[str, Any]:
         content=row["content"],
         # Rounding errors of the fusion must not leave the range.
         score=min(max(row["score"], 0.0), 1.0),
-        metadata=from_json(row["metadata"]),
+        metadata=json.loads(row["metadata"]),
         id_at_origin=row["id_at_origin"],
         external_id=row["external_id"],
         document_date=row["document_date"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmemory.settings import Settings
 from llmemory.text.queries import Query, parsed_query
@@ -20,7 +20,7 @@ from llmemory.validation.values import (
     optional_identifier,
 )
 
-__all__ = ["SearchRequest", "checked_filters", "checked_page", "checked_search"]
+__all__ = ["SearchRequest", "checked_filters", "checked_page", "checked_search", "weighted"]
 
 MAX_OFFSET = 2**62
 
@@ -69,9 +69,7 @@ def checked_search(
     checked_limit, checked_offset = checked_page(limit, offset, settings)
     kind = checked_choice(search_type, SearchType, "search_type")
     weight = None if alpha is None else checked_fraction(alpha, "alpha")
-    if kind is SearchType.HYBRID and weight in {0.0, 1.0}:
-        # An arm without weight need not run.
-        kind = SearchType.VECTOR if weight == 1.0 else SearchType.TEXT
+    kind = _needed(kind, weight)
     text = checked_text(query_text, "query_text", settings.max_query_length)
     window = checked_integer(context_window, "context_window")
     if not 0 <= window <= settings.max_context_window:
@@ -92,6 +90,20 @@ def checked_search(
         context_window=window,
         highlight=highlight,
     )
+
+
+def weighted(request: SearchRequest, alpha: float) -> SearchRequest:
+    """Return a hybrid search of which the embedder has said how much the vectors weigh."""
+    kind = _needed(request.search_type, alpha)
+    query = Query(request.query.text) if kind is SearchType.VECTOR else request.query
+    return replace(request, alpha=alpha, search_type=kind, query=query)
+
+
+def _needed(kind: SearchType, alpha: float | None) -> SearchType:
+    # An arm without weight need not run.
+    if kind is not SearchType.HYBRID or alpha not in {0.0, 1.0}:
+        return kind
+    return SearchType.VECTOR if alpha == 1.0 else SearchType.TEXT
 
 
 def checked_filters(

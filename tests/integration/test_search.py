@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import pytest
 from integration.helpers import OddEmbedder, zeros
 from integration.searches import TYPES, fill, names
@@ -216,7 +217,7 @@ async def test_alpha_comes_from_the_call_the_settings_or_the_embedder(
     assert len(await names(memory)) == 1
     assert len(await names(memory, alpha=0.5)) == 2
     embedder = OddEmbedder()
-    embedder.alpha = 0.0  # type: ignore[attr-defined]
+    embedder.alpha = np.float32(0)  # type: ignore[attr-defined]
     other = make_memory(embedder=embedder, schema="other")
     await fill(other, a={}, b={"content": "Nothing of the kind."})
     assert len(await names(other)) == 1
@@ -237,6 +238,11 @@ async def test_alpha_may_depend_on_the_query(make_memory: MakeMemory) -> None:
     same, _ = await memory.search("acme", "leave -holiday", alpha=0.25)
     assert (best.score, other.lexical_score) == (same.score, None)
     assert embedder.asked == "leave"
+    embedder.given = 0
+    assert len(await memory.search("acme", "leave")) == 1
+    embedder.given = 1.0
+    hits = await memory.search("acme", "leave")
+    assert [hit.text_rank for hit in hits] == [None, None]
     for bad in (2, float("nan"), None, "much"):
         embedder.given = bad
         with pytest.raises(EmbeddingError, match="alpha_for of the embedder"):

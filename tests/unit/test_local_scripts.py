@@ -7,7 +7,7 @@ import pytest
 from llmemory.embedding.local_scripts import share_read
 
 ENGLISH = {"LATIN": 27_762, "CJK": 488, "HIRAGANA": 92, "CYRILLIC": 86, "ARABIC": 86}
-MANY = {"LATIN": 60_000, "CYRILLIC": 13_000, "CJK": 8_000, "HIRAGANA": 1_300, "THAI": 370}
+MANY = {"LATIN": 60_000, "CYRILLIC": 13_000, "CJK": 8_000, "KATAKANA": 1_300, "THAI": 370}
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,11 @@ MANY = {"LATIN": 60_000, "CYRILLIC": 13_000, "CJK": 8_000, "HIRAGANA": 1_300, "T
         ("Где ключ?", 0, 1),
         ("ключ key", 3 / 7, 1),
         ("钥匙在哪里", 0, 1),
+        ("サーバー", 0, 1),
+        ("佐々木", 0, 1),
+        ("ﾃﾞｰﾀ", 0, 1),
+        ("हिन्दी", 0, 0),
+        ("5 kΩ, 3 µm of \uff50\uff41\uff59", 1, 1),
         ("ที่ไหน", 0, 1),
         ("مفتاح", 0, 0),
         ("2024 / 7 🙂", 1, 1),
