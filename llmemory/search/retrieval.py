@@ -27,8 +27,11 @@ __all__ = ["run_search", "search_select"]
 
 MAX_EF_SEARCH = 1000
 
-WIDE = 0.25
-"""Share of an owner's chunks from which on a filter stands in nobody's way."""
+NEAR = 100_000
+"""Vectors in an index, over the share that passes a filter, for which ``hnsw_ef_search`` does."""
+
+LEAST_SHARE = 0.05
+"""Of an owner's chunks, what a filter is thought to leave if it leaves less, or nobody knows."""
 
 
 _RESULTS = TypeAdapter(list[SearchResult])
@@ -188,10 +191,12 @@ def _local_settings(
     share = 1.0
     if shape.is_narrowed:
         share = (passing.get(request.owner_id, request.filters) or 0) / max(index.vectors, 1)
-    # What a filter rules out is often what is nearest: it takes more to find the way around it.
-    ef_search = settings.hnsw_ef_search * (1 if share >= WIDE else 2)
+    # What a filter rules out is often what is nearest: it takes more to find the way around it,
+    # the more there is of that.
+    around = math.sqrt(index.vectors / (NEAR * max(share, LEAST_SHARE)))
+    ef_search = settings.hnsw_ef_search * (max(1.0, around) if shape.is_narrowed else 1)
     return {
-        "hnsw.ef_search": min(ef_search, MAX_EF_SEARCH),
+        "hnsw.ef_search": min(round(ef_search), MAX_EF_SEARCH),
         "hnsw.iterative_scan": "relaxed_order",
         "hnsw.max_scan_tuples": settings.hnsw_max_scan_tuples,
         "enable_seqscan": "off",
