@@ -261,7 +261,10 @@ class Settings(BaseSettings):
         100,
         ge=1,
         le=1000,
-        description="Candidates when an HNSW index is searched; more where a filter leaves few of many vectors.",
+        description=(
+            "Candidates when an HNSW index is searched; more where a filter leaves few of many "
+            "vectors."
+        ),
     )
     hnsw_max_scan_tuples: int = Field(
         20_000,
