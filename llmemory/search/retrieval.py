@@ -23,7 +23,7 @@ from llmemory.text.highlighting import highlighted
 from llmemory.types import HalfVectors, SearchResult, SearchType
 from llmemory.validation.searches import SearchRequest
 
-__all__ = ["run_search", "search_select"]
+__all__ = ["run_search", "search_select", "widened"]
 
 MAX_EF_SEARCH = 1000
 
@@ -188,15 +188,12 @@ def _local_settings(
     settings: Settings,
 ) -> dict[str, str | int]:
     is_tried_out = shape.is_narrowed and shape.passing == "unknown"
-    share = 1.0
+    ef_search = settings.hnsw_ef_search
     if shape.is_narrowed:
-        share = (passing.get(request.owner_id, request.filters) or 0) / max(index.vectors, 1)
-    # What a filter rules out is often what is nearest: it takes more to find the way around it,
-    # the more there is of that.
-    around = math.sqrt(index.vectors / (NEAR * max(share, LEAST_SHARE)))
-    ef_search = settings.hnsw_ef_search * (max(1.0, around) if shape.is_narrowed else 1)
+        known = passing.get(request.owner_id, request.filters) or 0
+        ef_search = widened(ef_search, vectors=index.vectors, passing=known)
     return {
-        "hnsw.ef_search": min(round(ef_search), MAX_EF_SEARCH),
+        "hnsw.ef_search": ef_search,
         "hnsw.iterative_scan": "relaxed_order",
         "hnsw.max_scan_tuples": settings.hnsw_max_scan_tuples,
         "enable_seqscan": "off",
@@ -208,6 +205,17 @@ def _local_settings(
         "jit_above_cost": -1,
         "max_parallel_workers_per_gather": 0,
     }
+
+
+def widened(ef_search: int, *, vectors: int, passing: int) -> int:
+    """Return `ef_search` for an index of which a filter leaves `passing`, 0 if nobody knows.
+
+    What a filter rules out is often what is nearest: it takes more to find the way around it, the
+    more there is of that.
+    """
+    share = max(passing / max(vectors, 1), LEAST_SHARE)
+    around = math.sqrt(vectors / (NEAR * share))
+    return min(round(ef_search * max(1.0, around)), MAX_EF_SEARCH)
 
 
 async def _check_space(
