@@ -320,7 +320,7 @@ class Store:
         offset: int,
     ) -> DocumentListResult:
         """Return one page of an owner's documents, newest first."""
-        values = {"owner": owner_id, "limit": limit, "offset": offset, **parameters(filters)}
+        values = {"owner": owner_id, "limit": limit, "offset": offset, **parameters(filters, owner_id)}
         with translated_errors():
             result = await connection.execute(
                 sql.list_documents(self._tables, shape_of(filters)), values
@@ -349,7 +349,7 @@ class Store:
         """Delete at most `limit` documents that match all that is given; return how many."""
         chosen = _chosen(document_ids, external_ids)
         statement = sql.delete_some_documents(self._tables, shape_of(filters), frozenset(chosen))
-        values = {"owner": owner_id, "limit": limit, **chosen, **parameters(filters)}
+        values = {"owner": owner_id, "limit": limit, **chosen, **parameters(filters, owner_id)}
         with translated_errors():
             return (await connection.execute(statement, values)).rowcount
 
@@ -363,7 +363,7 @@ class Store:
         """Return a statement that deletes all documents that match all that is given."""
         chosen = _chosen(document_ids, external_ids)
         statement = sql.delete_documents(self._tables, shape_of(filters), frozenset(chosen))
-        return with_values(statement, {"owner": owner_id, **chosen, **parameters(filters)})
+        return with_values(statement, {"owner": owner_id, **chosen, **parameters(filters, owner_id)})
 
     async def delete_statistics(self, connection: AsyncConnection, owner_id: str) -> None:
         """Delete what is left of an owner without documents."""

@@ -118,7 +118,7 @@ def _prepared(
         "owner": request.owner_id,
         "limit": request.limit,
         "offset": request.offset,
-        **parameters(request.filters),
+        **parameters(request.filters, request.owner_id),
     }
     if embedding is not None:
         values["space"] = space.space_id

@@ -47,9 +47,9 @@ def shape_of(filters: Filters) -> FilterShape:
     )
 
 
-def parameters(filters: Filters) -> dict[str, Any]:
-    """Return the values to bind to the conditions of ``shape_of(filters)``."""
-    values = metadata_parameters(filters.metadata.operands)
+def parameters(filters: Filters, owner_id: str) -> dict[str, Any]:
+    """Return the values to bind to the conditions of ``shape_of(filters)`` on an owner's rows."""
+    values = metadata_parameters(filters.metadata.operands, owner_id)
     if filters.document_type is not None:
         values["document_type"] = filters.document_type.value
     if filters.id_at_origin is not None:
@@ -62,8 +62,16 @@ def parameters(filters: Filters) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=256)
-def conditions(documents: Table, shape: FilterShape) -> tuple[ColumnElement[bool], ...]:
-    """Return the conditions of `shape` on `documents`, which the arms of a search share."""
+def conditions(
+    documents: Table, shape: FilterShape, *, by_index: bool = True
+) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions of `shape` on `documents`, which the arms of a search share.
+
+    Args:
+        documents: What is filtered.
+        shape: The conditions.
+        by_index: Whether an index may serve them, or rows are asked one by one.
+    """
     column = documents.c
     found: list[ColumnElement[bool]] = []
     if shape.document_type:
@@ -77,5 +85,5 @@ def conditions(documents: Table, shape: FilterShape) -> tuple[ColumnElement[bool
     if shape.date_to:
         found.append(column.document_date <= bindparam("date_to", type_=column.document_date.type))
     if shape.metadata != EVERYTHING.shape:
-        found.append(metadata_condition(column.metadata, shape.metadata))
+        found.append(metadata_condition(documents, shape.metadata, by_index=by_index))
     return tuple(found)

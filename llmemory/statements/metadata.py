@@ -6,6 +6,7 @@ a text is cast behind a CASE that has looked at its form.
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -15,6 +16,7 @@ from sqlalchemy import (
     ColumnElement,
     Date,
     Numeric,
+    Table,
     Text,
     and_,
     bindparam,
@@ -31,6 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 from sqlalchemy.types import TypeEngine
 
+from llmemory.models import owned_metadata
 from llmemory.validation.filters import Condition, Group, Kind, Operand
 
 __all__ = ["metadata_condition", "metadata_parameters"]
@@ -63,33 +66,50 @@ LONGEST_NUMBER = 1000
 
 
 def metadata_condition(
-    metadata: ColumnElement[Any], shape: Condition | Group
+    documents: Table, shape: Condition | Group, *, by_index: bool
 ) -> ColumnElement[bool]:
-    """Return `shape` as a condition on the column `metadata`.
+    """Return `shape` as a condition on the metadata of `documents`.
 
-    The test "holds" is containment, served by ``ix_documents_metadata``; the others look at the
-    rows that are left.
+    The test "holds" is containment; the others look at the rows that are left.
+
+    Args:
+        documents: Whose metadata.
+        shape: What is asked of it.
+        by_index: Whether ``ix_documents_owner_id_metadata`` may serve containment, or rows are
+            asked one by one, which is quicker without what the index is made of.
     """
-    return _built(metadata, shape, count())
+    return _built(documents, shape, count(), by_index=by_index)
 
 
-def metadata_parameters(operands: tuple[Operand, ...]) -> dict[str, Any]:
+def metadata_parameters(operands: tuple[Operand, ...], owner_id: str) -> dict[str, Any]:
     """Return what is bound to the conditions of a shape, in the order of its tree."""
     values: dict[str, Any] = {}
     for number, (path, value) in enumerate(operands):
+        name = f"filter_{number}"
         for level, key in enumerate(path):
-            values[f"filter_{number}_key_{level}"] = key
-        if value is not None:
-            values[f"filter_{number}"] = value if isinstance(value, str) else list(value)
+            values[f"{name}_key_{level}"] = key
+        if value is None:
+            continue
+        values[name] = value if isinstance(value, str) else list(value)
+        if not path:
+            values[f"{name}_owned"] = _owned(owner_id, value)
     return values
 
 
+def _owned(owner_id: str, value: str | tuple[str, ...]) -> str | list[str]:
+    """Return metadata in JSON as the index has it."""
+    if isinstance(value, str):
+        return f"{{{json.dumps(owner_id)}: {value}}}"
+    return [f"{{{json.dumps(owner_id)}: {one}}}" for one in value]
+
+
 def _built(
-    metadata: ColumnElement[Any], shape: Condition | Group, numbers: Iterator[int]
+    documents: Table, shape: Condition | Group, numbers: Iterator[int], *, by_index: bool
 ) -> ColumnElement[bool]:
     if isinstance(shape, Condition):
-        return _condition(metadata, shape, f"filter_{next(numbers)}")
-    parts = [_built(metadata, part, numbers) for part in shape.parts]
+        return _condition(documents, shape, f"filter_{next(numbers)}", by_index=by_index)
+    by_index = by_index and shape.operator != "not"
+    parts = [_built(documents, part, numbers, by_index=by_index) for part in shape.parts]
     match shape.operator:
         case "and":
             return and_(true(), *parts)
@@ -100,9 +120,12 @@ def _built(
 
 
 def _condition(
-    metadata: ColumnElement[Any], condition: Condition, name: str
+    documents: Table, condition: Condition, name: str, *, by_index: bool
 ) -> ColumnElement[bool]:
+    metadata = documents.c.metadata
     if condition.test == "holds":
+        if by_index:
+            metadata, name = owned_metadata(documents), f"{name}_owned"
         return metadata.bool_op("@>")(_bound(name, JSONB(), many=condition.many))
     # Step by step, since an operator that takes a path would take "0" for a place in a list.
     value = metadata

@@ -176,7 +176,7 @@ async def test_selective_filters_use_the_index(
     assert 1 <= listed.total_count <= 3
     hits = await memory.search("large", "leave", metadata_filter=metadata_filter)
     assert len(hits) == listed.total_count
-    assert "ix_documents_metadata" in indexes(plans())
+    assert "ix_documents_owner_id_metadata" in indexes(plans())
     # The large owner has a third of the chunks: to read them all may well be cheapest.
     assert "documents" not in whole_tables(plans())
     assert most_rows(plans(), "documents") <= 100

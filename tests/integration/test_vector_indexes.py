@@ -128,7 +128,7 @@ async def test_what_a_selective_filter_leaves_is_read_exactly(
     explained: AsyncMemory, plans: Any
 ) -> None:
     await explained.search(LARGE, QUERY, search_type="vector", metadata_filter={"rare": True})
-    assert "ix_documents_metadata" in indexes_read(plans())
+    assert "ix_documents_owner_id_metadata" in indexes_read(plans())
     reads = [
         node["Actual Rows"] * node["Actual Loops"]
         for node in plans()

@@ -71,6 +71,11 @@ EXCEPTIONS = {
         "require-concurrent-index-creation",
         "require-concurrent-index-deletion",
     },
+    "0007": {
+        # The table is locked for microseconds a document.
+        "require-concurrent-index-creation",
+        "require-concurrent-index-deletion",
+    },
 }
 
 

@@ -128,11 +128,12 @@ def test_every_parameter_is_bound_to_its_own_condition() -> None:
             Group("or", (Condition("holds"), Condition("exists", depth=1))),
         ),
     )
-    assert parameters(Filters(metadata=metadata)) == {
+    assert parameters(Filters(metadata=metadata), 'the "owner"') == {
         "filter_0_key_0": "a",
         "filter_0_key_1": "b",
         "filter_0": "1",
         "filter_1": '{"c": "x"}',
+        "filter_1_owned": r'{"the \"owner\"": {"c": "x"}}',
         "filter_2_key_0": "d",
     }
 

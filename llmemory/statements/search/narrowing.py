@@ -15,9 +15,22 @@ __all__ = ["narrowed"]
 
 
 def narrowed(
-    tables: Tables, statement: AnySelect, rows: FromClause, shape: SearchShape
+    tables: Tables,
+    statement: AnySelect,
+    rows: FromClause,
+    shape: SearchShape,
+    *,
+    by_index: bool = True,
 ) -> AnySelect:
-    """Join what the conditions of `shape` need to `statement`, which reads `rows`."""
+    """Join what the conditions of `shape` need to `statement`, which reads `rows`.
+
+    Args:
+        tables: The schema's tables.
+        statement: What reads the rows.
+        rows: Chunks, or what has their ids.
+        shape: The conditions.
+        by_index: Whether indexes may serve the filters, or rows are asked one by one.
+    """
     has_filters = not shape.filters.is_empty()
     if not has_filters and not shape.has_conditions:
         return statement
@@ -31,5 +44,5 @@ def narrowed(
     if has_filters:
         statement = statement.join(
             documents, and_(owner_is(documents), documents.c.document_id == chunks.c.document_id)
-        ).where(*conditions(documents, shape.filters))
+        ).where(*conditions(documents, shape.filters, by_index=by_index))
     return statement

@@ -189,7 +189,8 @@ def _among(tables: Tables, shape: SearchShape, few: CTE) -> AnySelect:
 def _passes(tables: Tables, shape: SearchShape, rows: FromClause) -> ColumnElement[bool]:
     """Return whether a chunk of `rows` passes, asked of one row after the other."""
     chunks = tables.chunks
-    passing = narrowed(tables, select(literal_column("1")).select_from(chunks), chunks, shape)
+    one = select(literal_column("1")).select_from(chunks)
+    passing = narrowed(tables, one, chunks, shape, by_index=False)
     return exists(
         passing.where(owner_is(chunks), chunks.c.chunk_id == rows.c.chunk_id)
         .correlate(rows)
