@@ -250,7 +250,7 @@ class Searching(Lifecycle):
             space=space,
             embedding=query,
             index=index,
-            passing=self._indexes.passing,
+            filters=self._indexes.filters,
             settings=self.settings,
         )
 

@@ -320,7 +320,12 @@ class Store:
         offset: int,
     ) -> DocumentListResult:
         """Return one page of an owner's documents, newest first."""
-        values = {"owner": owner_id, "limit": limit, "offset": offset, **parameters(filters, owner_id)}
+        values = {
+            "owner": owner_id,
+            "limit": limit,
+            "offset": offset,
+            **parameters(filters, owner_id),
+        }
         with translated_errors():
             result = await connection.execute(
                 sql.list_documents(self._tables, shape_of(filters)), values
@@ -363,7 +368,9 @@ class Store:
         """Return a statement that deletes all documents that match all that is given."""
         chosen = _chosen(document_ids, external_ids)
         statement = sql.delete_documents(self._tables, shape_of(filters), frozenset(chosen))
-        return with_values(statement, {"owner": owner_id, **chosen, **parameters(filters, owner_id)})
+        return with_values(
+            statement, {"owner": owner_id, **chosen, **parameters(filters, owner_id)}
+        )
 
     async def delete_statistics(self, connection: AsyncConnection, owner_id: str) -> None:
         """Delete what is left of an owner without documents."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,26 +12,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from llmemory.database.drivers import fetch
 from llmemory.database.local_settings import local_settings
 from llmemory.models import Tables
-from llmemory.search.vector_indexes import PassingCounts, VectorIndex, VectorIndexes
+from llmemory.search.index_use import IndexUse, index_settings, index_use
+from llmemory.search.known_filters import KnownFilters
+from llmemory.search.vector_indexes import VectorIndex, VectorIndexes
 from llmemory.settings import Settings
 from llmemory.spaces import SEARCHED, Space, mismatch, stored_spaces, usable_space
 from llmemory.statements import AnySelect
 from llmemory.statements.filters import parameters, shape_of
-from llmemory.statements.search import EXCLUDED, Passing, SearchShape, composable, search_text
+from llmemory.statements.search import EXCLUDED, SearchShape, composable, search_text
 from llmemory.text.highlighting import highlighted
 from llmemory.types import HalfVectors, SearchResult, SearchType
 from llmemory.validation.searches import SearchRequest
 
-__all__ = ["run_search", "search_select", "widened"]
-
-MAX_EF_SEARCH = 1000
-
-NEAR = 100_000
-"""Vectors in an index, over the share that passes a filter, for which ``hnsw_ef_search`` does."""
-
-LEAST_SHARE = 0.05
-"""Of an owner's chunks, what a filter is thought to leave if it leaves less, or nobody knows."""
-
+__all__ = ["run_search", "search_select"]
 
 _RESULTS = TypeAdapter(list[SearchResult])
 """All results of a search are made at once, in two thirds of the time."""
@@ -69,12 +61,16 @@ async def run_search(
     index = None
     if embedding is not None:
         index = await indexes.find(connection, request.owner_id, space.space_id)
-    shape, values, needed = _prepared(request, space, embedding, index, indexes.passing, settings)
+    filters = indexes.filters
+    shape, values, needed = _prepared(request, space, embedding, index, filters, settings)
     text, arguments = search_text(connection.dialect, tables, shape).bound(values)
     async with local_settings(connection, {**needed, **local}):
         rows = await fetch(connection, text, arguments, past_sqlalchemy=past_sqlalchemy)
-    if rows and "passing" in rows[0] and not shape.has_conditions:
-        indexes.passing.put(request.owner_id, request.filters, rows[0]["passing"])
+    if rows and not shape.has_conditions:
+        if "passing" in rows[0]:
+            filters.put_passing(request.owner_id, request.filters, rows[0]["passing"])
+        if shape.is_probed:
+            filters.put_near(request.owner_id, request.filters, rows[0]["near"])
     if embedding is not None:
         await _check_space(connection, tables, space, rows)
     return _RESULTS.validate_python([_result(row, request) for row in rows])
@@ -87,11 +83,11 @@ def search_select(
     space: Space,
     embedding: HalfVectors | None,
     index: VectorIndex | None,
-    passing: PassingCounts,
+    filters: KnownFilters,
     settings: Settings,
 ) -> AnySelect:
     """Return `request` as a Select; the arguments are those of ``run_search``."""
-    shape, values, local = _prepared(request, space, embedding, index, passing, settings)
+    shape, values, local = _prepared(request, space, embedding, index, filters, settings)
     if index is not None:
         # The caller's values are bound, and a plan for any values would be another one.
         local = {**local, "plan_cache_mode": "force_custom_plan"}
@@ -109,11 +105,12 @@ def _prepared(
     space: Space,
     embedding: HalfVectors | None,
     index: VectorIndex | None,
-    passing: PassingCounts,
+    filters: KnownFilters,
     settings: Settings,
 ) -> _Prepared:
     """Return which statement it is, what is bound in it, and the settings that its plan needs."""
-    shape = _shape(request, space, index, passing, settings)
+    use = None if index is None else _use(request, index, filters, settings)
+    shape = _shape(request, space, index, use)
     values: dict[str, Any] = {
         "owner": request.owner_id,
         "limit": request.limit,
@@ -128,13 +125,14 @@ def _prepared(
     if request.context_window:
         values["context_window"] = request.context_window
     local: dict[str, str | int] = {}
-    if index is not None:
+    if index is not None and use is not None:
         values["owner_literal"] = request.owner_id
         values["space_literal"] = space.space_id
         values["owner_vectors"] = index.vectors
-        values["too_many"] = _too_many(request, index, settings)
-        if not shape.is_narrowed or shape.passing != "few":
-            local = _local_settings(request, shape, index, passing, settings)
+        values["too_many"] = use.too_many
+        if use.passing != "few":
+            is_tried_out = shape.is_narrowed and use.passing == "unknown"
+            local = index_settings(use, settings, is_tried_out=is_tried_out)
     if shape.has_conditions:
         required = enumerate(request.query.required, start=1)
         phrases = [(number, phrase) for number, group in required for phrase in group]
@@ -154,18 +152,22 @@ def _prepared(
     return _Prepared(shape, values, local)
 
 
+def _use(
+    request: SearchRequest, index: VectorIndex, filters: KnownFilters, settings: Settings
+) -> IndexUse:
+    has_conditions = request.query.has_conditions
+    return index_use(
+        index,
+        pool=_pool(request, settings),
+        is_narrowed=has_conditions or not request.filters.is_empty(),
+        known=None if has_conditions else filters.get(request.owner_id, request.filters),
+        settings=settings,
+    )
+
+
 def _shape(
-    request: SearchRequest,
-    space: Space,
-    index: VectorIndex | None,
-    passing: PassingCounts,
-    settings: Settings,
+    request: SearchRequest, space: Space, index: VectorIndex | None, use: IndexUse | None
 ) -> SearchShape:
-    known: Passing = "unknown"
-    if index is not None and not request.query.has_conditions:
-        count = passing.get(request.owner_id, request.filters)
-        if count is not None:
-            known = "few" if count < _too_many(request, index, settings) else "many"
     return SearchShape(
         search_type=request.search_type,
         dimensions=space.dimensions,
@@ -176,46 +178,9 @@ def _shape(
         context=request.context_window > 0,
         highlight=request.highlight,
         index=None if index is None else index.holds,
-        passing=known,
+        passing="unknown" if use is None else use.passing,
+        is_probed=use is not None and use.is_probed,
     )
-
-
-def _local_settings(
-    request: SearchRequest,
-    shape: SearchShape,
-    index: VectorIndex,
-    passing: PassingCounts,
-    settings: Settings,
-) -> dict[str, str | int]:
-    is_tried_out = shape.is_narrowed and shape.passing == "unknown"
-    ef_search = settings.hnsw_ef_search
-    if shape.is_narrowed:
-        known = passing.get(request.owner_id, request.filters) or 0
-        ef_search = widened(ef_search, vectors=index.vectors, passing=known)
-    return {
-        "hnsw.ef_search": ef_search,
-        "hnsw.iterative_scan": "relaxed_order",
-        "hnsw.max_scan_tuples": settings.hnsw_max_scan_tuples,
-        "enable_seqscan": "off",
-        # How to find what passes depends on the filter's values. All else that a plan depends on
-        # is in the text, and planning takes longer than running it.
-        "plan_cache_mode": f"force_{'custom' if is_tried_out else 'generic'}_plan",
-        # The ways that are not taken make the plan look worth compiling and more processes.
-        # Not "jit" itself: asyncpg switches that, and would leave it off for the session.
-        "jit_above_cost": -1,
-        "max_parallel_workers_per_gather": 0,
-    }
-
-
-def widened(ef_search: int, *, vectors: int, passing: int) -> int:
-    """Return `ef_search` for an index of which a filter leaves `passing`, 0 if nobody knows.
-
-    What a filter rules out is often what is nearest: it takes more to find the way around it, the
-    more there is of that.
-    """
-    share = max(passing / max(vectors, 1), LEAST_SHARE)
-    around = math.sqrt(vectors / (NEAR * share))
-    return min(round(ef_search * max(1.0, around)), MAX_EF_SEARCH)
 
 
 async def _check_space(
@@ -234,16 +199,6 @@ def _pool(request: SearchRequest, settings: Settings) -> int:
     """Return how many hits an arm gives."""
     hits = request.limit + request.offset
     return max(settings.candidates, hits) if request.search_type is SearchType.HYBRID else hits
-
-
-def _too_many(request: SearchRequest, index: VectorIndex, settings: Settings) -> int:
-    """Return how many chunks a filter must leave for the index to find the hits sooner.
-
-    The index is asked for hits over the share of vectors that pass, and a vector that it gives
-    costs about twice what reading one costs. A power of two: each number is a statement's text.
-    """
-    even = math.sqrt(2 * _pool(request, settings) * max(index.vectors, 1))
-    return int(min(2 ** round(math.log2(even)), settings.hnsw_exact_chunks + 1))
 
 
 def _result(row: Mapping[str, Any], request: SearchRequest) -> dict[str, Any]:

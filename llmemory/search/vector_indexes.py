@@ -10,13 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from llmemory.database.driver_errors import translated_errors
 from llmemory.models import Tables, quoted_identifier
-from llmemory.recent import Recent
+from llmemory.search.known_filters import KnownFilters
 from llmemory.statements.vector_indexes import LIST_INDEXES, Held, index_name
-from llmemory.validation.filters import Filters
 
-__all__ = ["PassingCounts", "StoredIndex", "VectorIndex", "VectorIndexes", "stored_indexes"]
-
-MOST_KNOWN = 1024
+__all__ = ["StoredIndex", "VectorIndex", "VectorIndexes", "stored_indexes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,32 +52,11 @@ async def stored_indexes(connection: AsyncConnection, tables: Tables) -> list[St
     return [StoredIndex(row.name, row.is_valid, max(int(row.vectors), 0)) for row in rows]
 
 
-class PassingCounts:
-    """How many of an indexed owner's chunks pass a filter, as searches have found it.
-
-    A filter that is asked again need not be tried out again. What is known is forgotten after a
-    while; only the time of a search depends on it.
-    """
-
-    def __init__(self, refresh_s: float) -> None:
-        self._refresh_s = refresh_s
-        self._known: Recent[tuple[str, Filters], tuple[int, float]] = Recent(MOST_KNOWN)
-
-    def get(self, owner_id: str, filters: Filters) -> int | None:
-        """Return about how many pass, None if that is not known."""
-        count, expires_s = self._known.get((owner_id, filters)) or (None, 0.0)
-        return count if time.monotonic() < expires_s else None
-
-    def put(self, owner_id: str, filters: Filters, count: int) -> None:
-        """Note how many pass."""
-        self._known.put((owner_id, filters), (count, time.monotonic() + self._refresh_s))
-
-
 class VectorIndexes:
     """The usable indexes of a schema, looked up anew when what is known has become old.
 
     Attributes:
-        passing: What is known of filters on indexed owners.
+        filters: What is known of filters on indexed owners.
     """
 
     def __init__(self, tables: Tables, refresh_s: float) -> None:
@@ -88,7 +64,7 @@ class VectorIndexes:
         self._refresh_s = refresh_s
         self._known: dict[str, int] = {}
         self._expires_s = 0.0
-        self.passing = PassingCounts(refresh_s)
+        self.filters = KnownFilters(refresh_s)
 
     async def find(
         self, connection: AsyncConnection, owner_id: str, space_id: int

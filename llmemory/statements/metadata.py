@@ -122,7 +122,7 @@ def _built(
 def _condition(
     documents: Table, condition: Condition, name: str, *, by_index: bool
 ) -> ColumnElement[bool]:
-    metadata = documents.c.metadata
+    metadata: ColumnElement[Any] = documents.c.metadata
     if condition.test == "holds":
         if by_index:
             metadata, name = owned_metadata(documents), f"{name}_owned"

@@ -37,7 +37,10 @@ class ClusteredEmbedder(HashEmbedder):
 
 
 def documents(owner_id: str, count: int) -> Iterator[dict[str, Any]]:
-    """Yield documents of one chunk each; some keys are in every second, and in every 200th."""
+    """Yield documents of one chunk each; some keys are in every second, and in every 200th.
+
+    Those of a cluster are all "half" or none of them is; of each, every second is "scattered".
+    """
     for number in range(count):
         yield {
             "owner_id": owner_id,
@@ -45,6 +48,7 @@ def documents(owner_id: str, count: int) -> Iterator[dict[str, Any]]:
             "content": f"cluster {number * 7 % CLUSTERS} number {number}",
             "additional_metadata": {
                 "half": number % 2 == 0,
+                "scattered": number // CLUSTERS % 2 == 0,
                 "rare": number % 200 == 0,
                 "number": number,
             },

@@ -28,6 +28,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.pool import NullPool
 
 from llmemory import AsyncMemory, SearchResult, StorageError
+from llmemory.search import index_use
+from llmemory.search.known_filters import PROBES
+from llmemory.statements.search import NEAREST
 from llmemory.statements.vector_indexes import index_name
 from llmemory.validation.searches import checked_filters
 
@@ -263,10 +266,36 @@ async def test_what_is_believed_of_a_filter_changes_no_hit(
     }
     right = await exact.search(LARGE, QUERY, **options)
     filters = checked_filters(memory.settings, metadata_filter={share: True})
-    memory._indexes.passing.put(LARGE, filters, believed)
+    memory._indexes.filters.put_passing(LARGE, filters, believed)
     hits = await memory.search(LARGE, QUERY, **options)
     assert len(hits) == len(right) == 15
     assert len(ids(hits) & ids(right)) >= 14
+
+
+@pytest.mark.parametrize(("key", "is_wide"), [("half", True), ("scattered", False)])
+async def test_a_filter_that_goes_with_meaning_is_searched_more_widely(
+    memory: AsyncMemory,
+    exact: AsyncMemory,
+    round_trips: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    key: str,
+    is_wide: bool,
+) -> None:
+    monkeypatch.setattr(index_use, "NEAR", 1000)
+    options: dict[str, Any] = {"search_type": "vector", "metadata_filter": {key: True}}
+    await memory.initialize()
+    for number in range(PROBES + 2):
+        query = f"cluster {number * 3} number {100_000 + number}"
+        with round_trips(memory) as sent:
+            hits = await memory.search(LARGE, query, **options)
+        assert len(sent) == 3
+        assert ids(hits) == ids(await exact.search(LARGE, query, **options))
+    assert ("hnsw.ef_search = 100;" not in sent[0]) is is_wide
+    filters = checked_filters(memory.settings, metadata_filter={key: True})
+    known = memory._indexes.filters.get(LARGE, filters)
+    assert known is not None
+    around = [near / NEAREST for near in known.near]
+    assert all(0.3 < share < 0.7 for share in around) is not is_wide
 
 
 @pytest.mark.parametrize("failure", ["error", "cancelled"])

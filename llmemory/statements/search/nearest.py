@@ -38,7 +38,10 @@ from llmemory.statements.search.narrowing import narrowed
 from llmemory.statements.search.shape import SearchShape, pool, whole
 from llmemory.statements.vector_indexes import quantized
 
-__all__ = ["distance_of", "exact", "indexed", "passing_count"]
+__all__ = ["NEAREST", "distance_of", "exact", "indexed", "near_count", "passing_count"]
+
+NEAREST = 100
+"""Chunks around a query, of which it is counted how many a filter leaves."""
 
 SAMPLE = 64
 """Chunks looked at, from each end of the owner's, to guess how many of them a filter leaves."""
@@ -102,6 +105,13 @@ def passing_count(tables: Tables, shape: SearchShape) -> ColumnElement[int]:
     return case((select(guess.c.seem_few).scalar_subquery(), count), else_=guessed)
 
 
+def near_count(tables: Tables, shape: SearchShape) -> ColumnElement[int]:
+    """Return how many of the nearest chunks pass."""
+    nearest = _by_index(tables, shape).limit(literal_column(str(NEAREST))).subquery("near")
+    passing = select(func.count()).select_from(nearest).where(_passes(tables, shape, nearest))
+    return passing.scalar_subquery()
+
+
 @lru_cache(maxsize=1024)
 def _guess(tables: Tables, shape: SearchShape) -> CTE:
     """Return how many chunks pass as far as a sample tells, and whether that is few."""
@@ -143,25 +153,14 @@ def few_that_pass(tables: Tables, shape: SearchShape) -> CTE:
 
 def _through_index(tables: Tables, shape: SearchShape, is_few: ColumnElement[bool]) -> CTE:
     """Return the nearest vectors as the HNSW index finds them, unless few are to be read."""
-    embeddings = tables.embeddings
-    halves = cast(embeddings.c.embedding, HALFVEC(shape.dimensions))
-    distance: ColumnElement[Any] = halves.cosine_distance(_query(shape))
-    order: ColumnElement[Any] = distance
-    wanted: ColumnElement[int] = pool(shape)
-    if shape.index == "signs":
-        signs = select(quantized(_query(shape), shape.dimensions)).scalar_subquery()
-        order = quantized(halves, shape.dimensions).hamming_distance(signs)
-        wanted = wanted * RESCORED
-    statement = select(embeddings.c.chunk_id, distance.label("distance")).where(
-        embeddings.c.owner_id == bindparam("owner_literal", type_=Text, literal_execute=True),
-        embeddings.c.space_id
-        == bindparam("space_literal", type_=SmallInteger, literal_execute=True),
-    )
+    statement = _by_index(tables, shape)
     if shape.is_narrowed:
-        statement = statement.where(_passes(tables, shape, embeddings))
+        statement = statement.where(_passes(tables, shape, tables.embeddings))
     if shape.is_narrowed and shape.passing == "unknown":
         statement = statement.where(not_(is_few))
-    statement = statement.order_by(order)
+    wanted: ColumnElement[int] = pool(shape)
+    if shape.index == "signs":
+        wanted = wanted * RESCORED
     # The index gives equals in any order: which of them are hits would depend on the page.
     found = (
         statement.limit(wanted)
@@ -170,6 +169,26 @@ def _through_index(tables: Tables, shape: SearchShape, is_few: ColumnElement[boo
     )
     candidates = _nearest(select(found.subquery("candidates")), shape)
     return candidates.cte("through_index").prefix_with("MATERIALIZED")
+
+
+def _by_index(tables: Tables, shape: SearchShape) -> AnySelect:
+    """Return chunk_id and distance of the owner's vectors in the order of the index."""
+    embeddings = tables.embeddings
+    halves = cast(embeddings.c.embedding, HALFVEC(shape.dimensions))
+    distance: ColumnElement[Any] = halves.cosine_distance(_query(shape))
+    order: ColumnElement[Any] = distance
+    if shape.index == "signs":
+        signs = select(quantized(_query(shape), shape.dimensions)).scalar_subquery()
+        order = quantized(halves, shape.dimensions).hamming_distance(signs)
+    return (
+        select(embeddings.c.chunk_id, distance.label("distance"))
+        .where(
+            embeddings.c.owner_id == bindparam("owner_literal", type_=Text, literal_execute=True),
+            embeddings.c.space_id
+            == bindparam("space_literal", type_=SmallInteger, literal_execute=True),
+        )
+        .order_by(order)
+    )
 
 
 def _among(tables: Tables, shape: SearchShape, few: CTE) -> AnySelect:
@@ -189,8 +208,8 @@ def _among(tables: Tables, shape: SearchShape, few: CTE) -> AnySelect:
 def _passes(tables: Tables, shape: SearchShape, rows: FromClause) -> ColumnElement[bool]:
     """Return whether a chunk of `rows` passes, asked of one row after the other."""
     chunks = tables.chunks
-    one = select(literal_column("1")).select_from(chunks)
-    passing = narrowed(tables, one, chunks, shape, by_index=False)
+    passing: AnySelect = select(literal_column("1")).select_from(chunks)
+    passing = narrowed(tables, passing, chunks, shape, by_index=False)
     return exists(
         passing.where(owner_is(chunks), chunks.c.chunk_id == rows.c.chunk_id)
         .correlate(rows)

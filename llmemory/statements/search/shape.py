@@ -42,6 +42,7 @@ class SearchShape:
         index: What the owner's HNSW index holds: vectors in half precision, or their signs. None
             without an index.
         passing: With an index, how many chunks are known to pass.
+        is_probed: Whether it is counted how many of the nearest chunks pass.
     """
 
     search_type: SearchType
@@ -54,6 +55,7 @@ class SearchShape:
     highlight: bool = False
     index: Held | None = None
     passing: Passing = "unknown"
+    is_probed: bool = False
 
     @property
     def is_narrowed(self) -> bool:

@@ -29,7 +29,7 @@ from llmemory.statements.driver_text import DriverText, compiled_for
 from llmemory.statements.parameters import owner_is
 from llmemory.statements.search.fusion import fused, single
 from llmemory.statements.search.highlights import matched_words
-from llmemory.statements.search.nearest import passing_count
+from llmemory.statements.search.nearest import near_count, passing_count
 from llmemory.statements.search.shape import SearchShape
 from llmemory.statements.search.vectors import vector_arm
 from llmemory.statements.search.words import text_arm
@@ -89,6 +89,8 @@ def _built(tables: Tables, shape: SearchShape) -> AnySelect:
     if shape.index is not None:
         if shape.is_narrowed and shape.passing != "many":
             statement = statement.add_columns(passing_count(tables, shape).label("passing"))
+        if shape.is_probed:
+            statement = statement.add_columns(near_count(tables, shape).label("near"))
         statement = _for_one_owner(statement)
     if shape.search_type is SearchType.TEXT:
         return statement

@@ -1,0 +1,109 @@
+"""How a search uses its owner's HNSW index, by what is known of the filter."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from llmemory.search.known_filters import KnownFilter, goes_with_meaning
+from llmemory.search.vector_indexes import VectorIndex
+from llmemory.settings import Settings
+from llmemory.statements.search import Passing
+
+__all__ = ["IndexUse", "index_settings", "index_use", "widened"]
+
+MAX_EF_SEARCH = 1000
+
+NEAR = 100_000
+"""Vectors in an index, over the share that passes a filter, for which ``hnsw_ef_search`` does."""
+
+LEAST_SHARE = 0.05
+"""Of an owner's chunks, what a filter is thought to leave if it leaves less, or nobody knows."""
+
+
+class IndexUse(NamedTuple):
+    """How an index is used.
+
+    Attributes:
+        passing: How many of the owner's chunks pass the filter, for what reads them.
+        too_many: How many must pass for the index to find the hits sooner than reading them.
+        ef_search: How widely the index is searched.
+        is_probed: Whether the search looks at what passes around its query as well.
+    """
+
+    passing: Passing
+    too_many: int
+    ef_search: int
+    is_probed: bool = False
+
+
+def index_use(
+    index: VectorIndex,
+    *,
+    pool: int,
+    is_narrowed: bool,
+    known: KnownFilter | None,
+    settings: Settings,
+) -> IndexUse:
+    """Return how to use `index` for `pool` hits.
+
+    Args:
+        index: The owner's index.
+        pool: Hits that are wanted.
+        is_narrowed: Whether some of the owner's chunks may be ruled out.
+        known: What is known of what rules them out.
+        settings: How the index is searched.
+    """
+    too_many = _too_many(index, pool, settings)
+    narrow = settings.hnsw_ef_search
+    if not is_narrowed:
+        return IndexUse("unknown", too_many, narrow)
+    wide = widened(narrow, vectors=index.vectors, passing=known.passing if known else 0)
+    if known is None:
+        return IndexUse("unknown", too_many, wide)
+    if known.passing < too_many:
+        return IndexUse("few", too_many, wide)
+    if wide == narrow or not known.is_probed:
+        return IndexUse("many", too_many, wide, is_probed=wide > narrow)
+    lies_together = goes_with_meaning(known.near, known.passing / index.vectors)
+    return IndexUse("many", too_many, wide if lies_together else narrow)
+
+
+def index_settings(
+    use: IndexUse, settings: Settings, *, is_tried_out: bool
+) -> dict[str, str | int]:
+    """Return the settings of PostgreSQL that a search through an index needs."""
+    return {
+        "hnsw.ef_search": use.ef_search,
+        "hnsw.iterative_scan": "relaxed_order",
+        "hnsw.max_scan_tuples": settings.hnsw_max_scan_tuples,
+        "enable_seqscan": "off",
+        # How to find what passes depends on the filter's values. All else that a plan depends on
+        # is in the text, and planning takes longer than running it.
+        "plan_cache_mode": f"force_{'custom' if is_tried_out else 'generic'}_plan",
+        # The ways that are not taken make the plan look worth compiling and more processes.
+        # Not "jit" itself: asyncpg switches that, and would leave it off for the session.
+        "jit_above_cost": -1,
+        "max_parallel_workers_per_gather": 0,
+    }
+
+
+def widened(ef_search: int, *, vectors: int, passing: int) -> int:
+    """Return `ef_search` for an index of which a filter leaves `passing`, 0 if nobody knows.
+
+    What a filter rules out is often what is nearest: it takes more to find the way around it, the
+    more there is of that. Where chance decides what passes, there is nothing to go around.
+    """
+    share = max(passing / max(vectors, 1), LEAST_SHARE)
+    around = math.sqrt(vectors / (NEAR * share))
+    return min(round(ef_search * max(1.0, around)), MAX_EF_SEARCH)
+
+
+def _too_many(index: VectorIndex, pool: int, settings: Settings) -> int:
+    """Return how many chunks a filter must leave for the index to find the hits sooner.
+
+    The index is asked for hits over the share of vectors that pass, and a vector that it gives
+    costs about twice what reading one costs. A power of two: each number is a statement's text.
+    """
+    even = math.sqrt(2 * pool * max(index.vectors, 1))
+    return int(min(2 ** round(math.log2(even)), settings.hnsw_exact_chunks + 1))

@@ -1,0 +1,88 @@
+"""What searches have found out about filters on owners that have an HNSW index.
+
+What is known is forgotten after a while; times and recall depend on it, never which hits may pass.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from llmemory.recent import Recent
+from llmemory.statements.search import NEAREST
+from llmemory.validation.filters import Filters
+
+__all__ = ["PROBES", "KnownFilter", "KnownFilters", "goes_with_meaning"]
+
+MOST_KNOWN = 1024
+
+PROBES = 12
+"""Searches whose surroundings tell whether a filter goes with the meaning."""
+
+MOST_DISPERSED = 2.0
+"""Variance over what chance makes; twelve counts left to chance are beyond it once in forty."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFilter:
+    """What is known of a filter.
+
+    Attributes:
+        passing: About how many of the owner's chunks pass.
+        near: Of the nearest chunks to a query, how many passed, for one query after the other.
+        expires_s: When `passing` is to be found out again.
+    """
+
+    passing: int
+    near: tuple[int, ...] = ()
+    expires_s: float = 0.0
+
+    @property
+    def is_probed(self) -> bool:
+        """Whether enough surroundings are known."""
+        return len(self.near) >= PROBES
+
+
+class KnownFilters:
+    """What a memory knows of the filters that were used last."""
+
+    def __init__(self, refresh_s: float) -> None:
+        self._refresh_s = refresh_s
+        self._known: Recent[tuple[str, Filters], KnownFilter] = Recent(MOST_KNOWN)
+
+    def get(self, owner_id: str, filters: Filters) -> KnownFilter | None:
+        """Return what is known, None if it is nothing or too old."""
+        known = self._known.get((owner_id, filters))
+        return known if known is not None and time.monotonic() < known.expires_s else None
+
+    def put_passing(self, owner_id: str, filters: Filters, passing: int) -> None:
+        """Note how many pass; one of the surroundings is forgotten, to be looked at again."""
+        old = self._known.get((owner_id, filters))
+        near = old.near[1:] if old is not None else ()
+        expires_s = time.monotonic() + self._refresh_s
+        self._known.put((owner_id, filters), KnownFilter(passing, near, expires_s))
+
+    def put_near(self, owner_id: str, filters: Filters, near: int) -> None:
+        """Note how many of the nearest to a query passed."""
+        old = self._known.get((owner_id, filters))
+        if old is not None:
+            last = (*old.near, near)[-PROBES:]
+            self._known.put((owner_id, filters), replace(old, near=last))
+
+
+def goes_with_meaning(near: Sequence[int], share: float) -> bool:
+    """Return whether what passes a filter lies together, rather than here and there.
+
+    By the index of dispersion: counts of what passes around several queries vary as those of a
+    binomial distribution if chance decides, and more if some places have much of it. Where all
+    queries are asked in one place, that place has less of it than the others.
+
+    Args:
+        near: How many of the ``NEAREST`` chunks to a query passed, for two or more queries.
+        share: How much of all passes, 0 to 1.
+    """
+    mean = sum(near) / len(near)
+    by_chance = mean * (1 - mean / NEAREST)
+    variance = sum((count - mean) ** 2 for count in near) / (len(near) - 1)
+    return variance > MOST_DISPERSED * by_chance or mean < share * NEAREST / 2

@@ -1,0 +1,128 @@
+"""How an HNSW index is used behind a filter, by what searches have found out about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from llmemory import Settings
+from llmemory.search import known_filters
+from llmemory.search.index_use import IndexUse, index_use, widened
+from llmemory.search.known_filters import PROBES, KnownFilter, KnownFilters, goes_with_meaning
+from llmemory.search.vector_indexes import VectorIndex
+from llmemory.validation.filters import Filters
+
+SCATTERED = (48, 55, 51, 43, 50, 58, 47, 52, 44, 50, 49, 53)
+TOGETHER = (100, 0, 0, 100, 100, 0, 12, 100, 90, 0, 0, 98)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "passing", "ef_search"),
+    [
+        (20_000, 10_000, 100),
+        (20_000, 1_000, 200),
+        (200_000, 100_000, 200),
+        (200_000, 10_000, 632),
+        (200_000, 100, 632),
+        (200_000, 0, 632),
+        (10_000_000, 5_000_000, 1000),
+        (0, 0, 100),
+    ],
+)
+def test_the_way_around_what_is_ruled_out(vectors: int, passing: int, ef_search: int) -> None:
+    assert widened(100, vectors=vectors, passing=passing) == ef_search
+
+
+@pytest.mark.parametrize(
+    ("vectors", "known", "use"),
+    [
+        (200_000, None, IndexUse("unknown", 2048, 632)),
+        (200_000, KnownFilter(2000), IndexUse("few", 2048, 632)),
+        (200_000, KnownFilter(100_000), IndexUse("many", 2048, 200, is_probed=True)),
+        (200_000, KnownFilter(100_000, SCATTERED[:-1]), IndexUse("many", 2048, 200, True)),
+        (200_000, KnownFilter(100_000, SCATTERED), IndexUse("many", 2048, 100)),
+        (200_000, KnownFilter(100_000, TOGETHER), IndexUse("many", 2048, 200)),
+        (20_000, KnownFilter(10_000), IndexUse("many", 512, 100)),
+    ],
+)
+def test_use(vectors: int, known: KnownFilter | None, use: IndexUse) -> None:
+    index = VectorIndex("halves", vectors)
+    settings = Settings()
+    assert index_use(index, pool=10, is_narrowed=True, known=known, settings=settings) == use
+
+
+def test_without_a_filter_the_index_is_searched_as_it_is_set() -> None:
+    use = index_use(
+        VectorIndex("halves", 200_000),
+        pool=10,
+        is_narrowed=False,
+        known=None,
+        settings=Settings(hnsw_ef_search=77),
+    )
+    assert use.ef_search == 77
+    assert not use.is_probed
+
+
+@pytest.mark.parametrize("share", [0.02, 0.05, 0.5, 0.9])
+def test_what_chance_decides_is_seldom_thought_to_lie_together(share: float) -> None:
+    counts = np.random.default_rng(5).binomial(100, share, (1000, PROBES))
+    assert sum(goes_with_meaning(near, share) for near in counts.tolist()) < 50
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
+def test_what_lies_together_is_seen(share: float) -> None:
+    # Each query's surroundings have their own share.
+    generator = np.random.default_rng(5)
+    shares = generator.beta(share, 1 - share, (1000, PROBES))
+    counts = generator.binomial(100, shares)
+    assert sum(goes_with_meaning(near, share) for near in counts.tolist()) > 980
+
+
+@pytest.mark.parametrize(
+    ("near", "share", "together"),
+    [
+        ([0] * PROBES, 0.05, True),
+        ([5] * PROBES, 0.5, True),
+        ([100] * PROBES, 1.0, False),
+        ([100] * PROBES, 0.5, False),
+    ],
+)
+def test_all_queries_in_one_place(near: Sequence[int], share: float, together: bool) -> None:
+    assert goes_with_meaning(near, share) is together
+
+
+class TestKnownFilters:
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        now = [100.0]
+        monkeypatch.setattr(known_filters.time, "monotonic", lambda: now[0])
+        return now
+
+    def test_what_is_old_is_found_out_again(self, clock: list[float]) -> None:
+        known = KnownFilters(refresh_s=60)
+        filters = Filters(id_at_origin="a")
+        assert known.get("owner", filters) is None
+        known.put_passing("owner", filters, 7)
+        assert known.get("owner", filters) == KnownFilter(7, (), 160)
+        assert known.get("another", filters) is None
+        clock[0] = 160
+        assert known.get("owner", filters) is None
+
+    def test_surroundings_are_kept_and_looked_at_again(self, clock: list[float]) -> None:
+        known = KnownFilters(refresh_s=60)
+        filters = Filters(id_at_origin="a")
+        known.put_near("owner", filters, 1)
+        known.put_passing("owner", filters, 7)
+        for near in range(PROBES + 2):
+            known.put_near("owner", filters, near)
+        found = known.get("owner", filters)
+        assert found is not None
+        assert found.near == tuple(range(2, PROBES + 2))
+        assert found.is_probed
+        clock[0] = 160
+        known.put_passing("owner", filters, 9)
+        found = known.get("owner", filters)
+        assert found == KnownFilter(9, tuple(range(3, PROBES + 2)), 220)
+        assert not found.is_probed
