@@ -35,7 +35,9 @@ DOCUMENTS = """
 INSERT INTO llmemory.documents (owner_id, document_id, document_name, document_type, language,
     metadata, content_hash, content, chunk_count, created_at, updated_at)
 SELECT 'owner-' || n % 10, md5('document' || n)::uuid, 'Document ' || n, 'general', 'english',
-    '{}', sha256(n::text::bytea), repeat('word ', 1000), 10, now(), now()
+    jsonb_build_object('author', 'author ' || n % 500, 'year', 1990 + n % 35, 'number', n,
+        'tags', jsonb_build_array('a' || n % 7, 'b' || n % 11), 'reviewed', n % 2 = 0),
+    sha256(n::text::bytea), repeat('word ', 1000), 10, now(), now()
 FROM generate_series(1, :chunks / 10) AS n
 """
 # Words of a skewed distribution, as in real text.
