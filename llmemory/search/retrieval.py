@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
@@ -71,9 +71,13 @@ async def run_search(
             filters.put_passing(request.owner_id, request.filters, rows[0]["passing"])
         if shape.is_probed:
             filters.put_near(request.owner_id, request.filters, rows[0]["near"])
-    if embedding is not None:
-        await _check_space(connection, tables, space, rows)
-    return _RESULTS.validate_python([_result(row, request) for row in rows])
+    if embedding is not None and rows[0]["space_state"] not in SEARCHED:
+        spaces = await stored_spaces(connection, tables)
+        usable_space(spaces, tables.schema, space.identity)
+        raise mismatch(spaces, tables.schema, space.identity)
+    # Without hits there is a row nevertheless, of the state.
+    found = [row for row in rows if row["chunk_id"] is not None]
+    return _RESULTS.validate_python([_result(row, request) for row in found])
 
 
 def search_select(
@@ -181,18 +185,6 @@ def _shape(
         passing="unknown" if use is None else use.passing,
         is_probed=use is not None and use.is_probed,
     )
-
-
-async def _check_space(
-    connection: AsyncConnection, tables: Tables, space: Space, rows: Sequence[Mapping[str, Any]]
-) -> None:
-    """Refuse what was found while the vectors of `space` were being dropped."""
-    if rows and rows[0]["space_state"] in SEARCHED:
-        return
-    spaces = await stored_spaces(connection, tables)
-    usable_space(spaces, tables.schema, space.identity)
-    if rows:
-        raise mismatch(spaces, tables.schema, space.identity)
 
 
 def _pool(request: SearchRequest, settings: Settings) -> int:

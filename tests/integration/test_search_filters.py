@@ -285,6 +285,10 @@ async def test_a_search_is_one_statement(
             highlight=True,
         )
         assert len(sent) == 3
+        for owner_id, filters in (("nobody", {}), ("acme", {"document_type": "email"})):
+            found = await memory.search(owner_id, "leave", search_type=search_type, **filters)
+            assert found == []
+        assert len(sent) == 5
     assert "acme" not in " ".join(sent)
     assert "leave" not in " ".join(sent)
     assert "secret" not in " ".join(sent)

@@ -236,6 +236,11 @@ async def test_round_trips(memory: AsyncMemory, round_trips: Any) -> None:
     with round_trips(memory) as sent:
         await memory.search(LARGE, QUERY, search_type="text")
     assert len(sent) == 1
+    # What passes no filter is known as well.
+    for round_trips_each in (3, 1):
+        with round_trips(memory) as sent:
+            assert await memory.search(LARGE, QUERY, metadata_filter={"number": -1}) == []
+        assert len(sent) == round_trips_each
 
 
 async def test_a_filter_that_is_asked_again_is_not_tried_out_again(

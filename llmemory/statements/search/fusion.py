@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import CTE, ColumnElement, Float, Integer, bindparam, case, func, null, select
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    ColumnElement,
+    Float,
+    Integer,
+    bindparam,
+    case,
+    cast,
+    func,
+    null,
+    select,
+)
 
 from llmemory.models import Tables
 from llmemory.statements import AnySelect
@@ -18,15 +30,15 @@ __all__ = ["fused", "single"]
 
 def single(arm: CTE, search_type: SearchType) -> AnySelect:
     """Return the hits of one arm alone, with scores from 0 to 1."""
-    nothing = null()
+    no_value, no_rank = cast(null(), Float), cast(null(), BigInteger)
     score: ColumnElement[Any]
     values: tuple[ColumnElement[Any], ...]
     if search_type is SearchType.VECTOR:
         score = func.least(func.greatest(arm.c.value, 0.0), 1.0)
-        values = (arm.c.value, nothing, arm.c.rank, nothing)
+        values = (arm.c.value, no_value, arm.c.rank, no_rank)
     else:
         score = func.coalesce(arm.c.value / func.nullif(arm.c.highest, 0.0, type_=Float), 0.0)
-        values = (nothing, arm.c.value, nothing, arm.c.rank)
+        values = (no_value, arm.c.value, no_rank, arm.c.rank)
     return _found(arm.c.chunk_id, score, arm.c.rank, *values)
 
 

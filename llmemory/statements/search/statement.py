@@ -86,16 +86,16 @@ def _built(tables: Tables, shape: SearchShape) -> AnySelect:
         statement = with_context(tables, statement)
     if shape.highlight:
         statement = statement.add_columns(matched_words(tables, shape).label("matched_words"))
-    if shape.index is not None:
-        if shape.is_narrowed and shape.passing != "many":
-            statement = statement.add_columns(passing_count(tables, shape).label("passing"))
-        if shape.is_probed:
-            statement = statement.add_columns(near_count(tables, shape).label("near"))
-        statement = _for_one_owner(statement)
     if shape.search_type is SearchType.TEXT:
         return statement
-    # Read together with the vectors: these may be about to be dropped.
-    return statement.add_columns(state_of(tables).label("space_state"))
+    statement = _with_state(tables, statement)
+    if shape.index is None:
+        return statement
+    if shape.is_narrowed and shape.passing != "many":
+        statement = statement.add_columns(passing_count(tables, shape).label("passing"))
+    if shape.is_probed:
+        statement = statement.add_columns(near_count(tables, shape).label("near"))
+    return _for_one_owner(statement)
 
 
 def page_of(tables: Tables, shape: SearchShape) -> Subquery:
@@ -114,6 +114,21 @@ def page_of(tables: Tables, shape: SearchShape) -> Subquery:
         .limit(bindparam("limit", type_=BigInteger))
         .offset(bindparam("offset", type_=BigInteger))
         .subquery("page")
+    )
+
+
+def _with_state(tables: Tables, statement: AnySelect) -> AnySelect:
+    """Return the hits of `statement` with the state of ``space``, in a row of its own without hits.
+
+    It is read together with the vectors, which may be about to be dropped.
+    """
+    space = select(state_of(tables).label("space_state")).subquery("space")
+    hits = statement.order_by(None).subquery("hits")
+    best_rank = func.least(hits.c.vector_rank, hits.c.text_rank)
+    return (
+        select(space.c.space_state, *hits.c)
+        .select_from(space.outerjoin(hits, true()))
+        .order_by(hits.c.score.desc(), best_rank, hits.c.chunk_id)
     )
 
 
