@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from llmemory.recent import Recent
 from llmemory.statements.search import NEAREST
@@ -45,7 +46,10 @@ class KnownFilter:
 
 
 class KnownFilters:
-    """What a memory knows of the filters that were used last."""
+    """What a memory knows of the filters that were used last.
+
+    Dates within the same hour are taken for one.
+    """
 
     def __init__(self, refresh_s: float) -> None:
         self._refresh_s = refresh_s
@@ -53,22 +57,33 @@ class KnownFilters:
 
     def get(self, owner_id: str, filters: Filters) -> KnownFilter | None:
         """Return what is known, None if it is nothing or too old."""
-        known = self._known.get((owner_id, filters))
+        known = self._known.get((owner_id, _to_the_hour(filters)))
         return known if known is not None and time.monotonic() < known.expires_s else None
 
     def put_passing(self, owner_id: str, filters: Filters, passing: int) -> None:
         """Note how many pass; one of the surroundings is forgotten, to be looked at again."""
-        old = self._known.get((owner_id, filters))
+        old = self._known.get((owner_id, _to_the_hour(filters)))
         near = old.near[1:] if old is not None else ()
         expires_s = time.monotonic() + self._refresh_s
-        self._known.put((owner_id, filters), KnownFilter(passing, near, expires_s))
+        self._known.put((owner_id, _to_the_hour(filters)), KnownFilter(passing, near, expires_s))
 
     def put_near(self, owner_id: str, filters: Filters, near: int) -> None:
         """Note how many of the nearest to a query passed."""
-        old = self._known.get((owner_id, filters))
+        old = self._known.get((owner_id, _to_the_hour(filters)))
         if old is not None:
             last = (*old.near, near)[-PROBES:]
-            self._known.put((owner_id, filters), replace(old, near=last))
+            self._known.put((owner_id, _to_the_hour(filters)), replace(old, near=last))
+
+
+def _to_the_hour(filters: Filters) -> Filters:
+    """Return `filters` as they are all hour: what began a week ago begins anew each time."""
+    if filters.date_from is None and filters.date_to is None:
+        return filters
+    return replace(filters, date_from=_hour(filters.date_from), date_to=_hour(filters.date_to))
+
+
+def _hour(moment: datetime | None) -> datetime | None:
+    return moment and moment.replace(minute=0, second=0, microsecond=0)
 
 
 def goes_with_meaning(near: Sequence[int], share: float) -> bool:

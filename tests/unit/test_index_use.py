@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -109,6 +110,19 @@ class TestKnownFilters:
         assert known.get("another", filters) is None
         clock[0] = 160
         assert known.get("owner", filters) is None
+
+    def test_a_week_ago_is_the_same_for_an_hour(self) -> None:
+        known = KnownFilters(refresh_s=60)
+        week_ago = datetime(2025, 1, 31, 12, 30, 1, 5, UTC)
+        known.put_passing("owner", Filters(date_from=week_ago), 7)
+        known.put_passing("owner", Filters(date_to=week_ago), 8)
+        for later, passing in ((29, 7), (30, None)):
+            filters = Filters(date_from=week_ago + timedelta(minutes=later))
+            found = known.get("owner", filters)
+            assert (found and found.passing) == passing
+        found = known.get("owner", Filters(date_to=week_ago - timedelta(minutes=30)))
+        assert found is not None
+        assert found.passing == 8
 
     def test_surroundings_are_kept_and_looked_at_again(self, clock: list[float]) -> None:
         known = KnownFilters(refresh_s=60)
