@@ -58,9 +58,7 @@ async def run_search(
     Raises:
         EmbedderMismatchError: The vectors of the space were dropped.
     """
-    index = None
-    if embedding is not None:
-        index = await indexes.find(connection, request.owner_id, space.space_id)
+    index = await indexes.find(connection, request.owner_id, space.space_id)
     filters = indexes.filters
     shape, values, needed = _prepared(request, space, embedding, index, filters, settings)
     text, arguments = search_text(connection.dialect, tables, shape).bound(values)
@@ -113,8 +111,11 @@ def _prepared(
     settings: Settings,
 ) -> _Prepared:
     """Return which statement it is, what is bound in it, and the settings that its plan needs."""
+    is_large = index is not None
+    if embedding is None:
+        index = None
     use = None if index is None else _use(request, index, filters, settings)
-    shape = _shape(request, space, index, use)
+    shape = _shape(request, space, index, use, is_large=is_large)
     values: dict[str, Any] = {
         "owner": request.owner_id,
         "limit": request.limit,
@@ -170,7 +171,12 @@ def _use(
 
 
 def _shape(
-    request: SearchRequest, space: Space, index: VectorIndex | None, use: IndexUse | None
+    request: SearchRequest,
+    space: Space,
+    index: VectorIndex | None,
+    use: IndexUse | None,
+    *,
+    is_large: bool,
 ) -> SearchShape:
     return SearchShape(
         search_type=request.search_type,
@@ -184,6 +190,7 @@ def _shape(
         index=None if index is None else index.holds,
         passing="unknown" if use is None else use.passing,
         is_probed=use is not None and use.is_probed,
+        is_large=is_large,
     )
 
 

@@ -12,7 +12,6 @@ from sqlalchemy import (
     REAL,
     BigInteger,
     ColumnElement,
-    FromClause,
     Integer,
     SmallInteger,
     Text,
@@ -21,7 +20,6 @@ from sqlalchemy import (
     case,
     cast,
     column,
-    exists,
     false,
     func,
     literal_column,
@@ -34,7 +32,7 @@ from sqlalchemy import (
 from llmemory.models import Tables
 from llmemory.statements import AnySelect
 from llmemory.statements.parameters import owner_is
-from llmemory.statements.search.narrowing import narrowed
+from llmemory.statements.search.narrowing import FENCE, SAMPLE, narrowed, passes, sample_of
 from llmemory.statements.search.shape import SearchShape, pool, whole
 from llmemory.statements.vector_indexes import quantized
 
@@ -42,13 +40,6 @@ __all__ = ["NEAREST", "distance_of", "exact", "indexed", "near_count", "passing_
 
 NEAREST = 100
 """Chunks around a query, of which it is counted how many a filter leaves."""
-
-SAMPLE = 64
-"""Chunks looked at, from each end of the owner's, to guess how many of them a filter leaves."""
-
-# The planner takes no subquery apart that has one: what it makes of estimates that are far off,
-# such as those of filters on metadata, would be a join with everything that passes.
-_FENCE: ColumnElement[int] = literal_column("0")
 
 RESCORED = 16
 """Candidates by signs for each hit that is wanted; their true distances choose among them."""
@@ -108,30 +99,19 @@ def passing_count(tables: Tables, shape: SearchShape) -> ColumnElement[int]:
 def near_count(tables: Tables, shape: SearchShape) -> ColumnElement[int]:
     """Return how many of the nearest chunks pass."""
     nearest = _by_index(tables, shape).limit(literal_column(str(NEAREST))).subquery("near")
-    passing = select(func.count()).select_from(nearest).where(_passes(tables, shape, nearest))
+    passing = select(func.count()).select_from(nearest).where(passes(tables, shape, nearest))
     return passing.scalar_subquery()
 
 
 @lru_cache(maxsize=1024)
 def _guess(tables: Tables, shape: SearchShape) -> CTE:
     """Return how many chunks pass as far as a sample tells, and whether that is few."""
-    chunks = tables.chunks
-    # Filters are often about time, as are the ids: the oldest and the newest chunks are asked.
-    ends = [
-        whole(
-            select(chunks.c.chunk_id)
-            .where(owner_is(chunks))
-            .order_by(order)
-            .limit(literal_column(str(SAMPLE)))
-        )
-        for order in (chunks.c.chunk_id.asc(), chunks.c.chunk_id.desc())
-    ]
-    sample = union_all(*ends).subquery("sample")
-    guessed = func.count() * bindparam("owner_vectors", type_=BigInteger) // (2 * SAMPLE)
+    sample = sample_of(tables)
+    guessed = func.count() * bindparam("owner_vectors", type_=BigInteger) // SAMPLE
     guess = (
         select(guessed.label("guessed"), (guessed < _too_many()).label("seem_few"))
         .select_from(sample)
-        .where(_passes(tables, shape, sample))
+        .where(passes(tables, shape, sample))
     )
     return guess.cte("guess").prefix_with("MATERIALIZED")
 
@@ -155,7 +135,7 @@ def _through_index(tables: Tables, shape: SearchShape, is_few: ColumnElement[boo
     """Return the nearest vectors as the HNSW index finds them, unless few are to be read."""
     statement = _by_index(tables, shape)
     if shape.is_narrowed:
-        statement = statement.where(_passes(tables, shape, tables.embeddings))
+        statement = statement.where(passes(tables, shape, tables.embeddings))
     if shape.is_narrowed and shape.passing == "unknown":
         statement = statement.where(not_(is_few))
     wanted: ColumnElement[int] = pool(shape)
@@ -198,23 +178,11 @@ def _among(tables: Tables, shape: SearchShape, few: CTE) -> AnySelect:
         select(distance_of(tables, shape))
         .where(*_are_the_owners(tables), embeddings.c.chunk_id == few.c.chunk_id)
         .correlate(few)
-        .offset(_FENCE)
+        .offset(FENCE)
         .lateral("theirs")
     )
     joined = few.join(theirs, true())
     return _nearest(select(few.c.chunk_id, theirs.c.distance).select_from(joined), shape)
-
-
-def _passes(tables: Tables, shape: SearchShape, rows: FromClause) -> ColumnElement[bool]:
-    """Return whether a chunk of `rows` passes, asked of one row after the other."""
-    chunks = tables.chunks
-    passing: AnySelect = select(literal_column("1")).select_from(chunks)
-    passing = narrowed(tables, passing, chunks, shape, by_index=False)
-    return exists(
-        passing.where(owner_is(chunks), chunks.c.chunk_id == rows.c.chunk_id)
-        .correlate(rows)
-        .offset(_FENCE)
-    )
 
 
 def _nearest(statement: AnySelect, shape: SearchShape) -> AnySelect:

@@ -43,6 +43,8 @@ class SearchShape:
             without an index.
         passing: With an index, how many chunks are known to pass.
         is_probed: Whether it is counted how many of the nearest chunks pass.
+        is_large: Whether the owner has so many chunks that its name must stand in the text: a plan
+            made for any owner is one for few.
     """
 
     search_type: SearchType
@@ -56,11 +58,17 @@ class SearchShape:
     index: Held | None = None
     passing: Passing = "unknown"
     is_probed: bool = False
+    is_large: bool = False
+
+    @property
+    def has_filters(self) -> bool:
+        """Whether some of the owner's documents may be ruled out."""
+        return not self.filters.is_empty()
 
     @property
     def is_narrowed(self) -> bool:
         """Whether some of the owner's chunks may be ruled out."""
-        return self.has_conditions or not self.filters.is_empty()
+        return self.has_conditions or self.has_filters
 
 
 def pool(shape: SearchShape) -> ColumnElement[int]:

@@ -86,16 +86,13 @@ def _built(tables: Tables, shape: SearchShape) -> AnySelect:
         statement = with_context(tables, statement)
     if shape.highlight:
         statement = statement.add_columns(matched_words(tables, shape).label("matched_words"))
-    if shape.search_type is SearchType.TEXT:
-        return statement
-    statement = _with_state(tables, statement)
-    if shape.index is None:
-        return statement
-    if shape.is_narrowed and shape.passing != "many":
+    if shape.search_type is not SearchType.TEXT:
+        statement = _with_state(tables, statement)
+    if shape.index is not None and shape.is_narrowed and shape.passing != "many":
         statement = statement.add_columns(passing_count(tables, shape).label("passing"))
     if shape.is_probed:
         statement = statement.add_columns(near_count(tables, shape).label("near"))
-    return _for_one_owner(statement)
+    return _for_one_owner(statement) if shape.is_large else statement
 
 
 def page_of(tables: Tables, shape: SearchShape) -> Subquery:
