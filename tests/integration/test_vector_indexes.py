@@ -209,6 +209,18 @@ async def test_conditions_of_words_hold(
     assert ids(hits) == ids(await exact.search(LARGE, query, limit=50))
 
 
+@pytest.mark.parametrize("metadata_filter", [None, {"half": True}, {"rare": True}])
+async def test_words_of_an_owner_with_an_index(
+    memory: AsyncMemory, exact: AsyncMemory, metadata_filter: Any
+) -> None:
+    for query in ("cluster 3 number 5", "number"):
+        options: dict[str, Any] = {"search_type": "text", "metadata_filter": metadata_filter}
+        hits = await memory.search(LARGE, query, **options)
+        assert len(hits) == 10
+        right = await exact.search(LARGE, query, **options)
+        assert [hit.lexical_score for hit in hits] == [hit.lexical_score for hit in right]
+
+
 async def test_where_the_index_gives_too_little_all_is_read(
     filled_url: str, make_memory: MakeMemory
 ) -> None:

@@ -265,35 +265,6 @@ async def test_scores_are_the_same_however_documents_came(memory: AsyncMemory) -
         assert await scores(owner) == expected
 
 
-# The common words are looked up in the index of the one, and met by reading the other's chunks.
-@pytest.mark.parametrize("count", [1900, 2100])
-async def test_a_limit_on_candidates_keeps_the_rarer_words(
-    make_memory: MakeMemory, count: int
-) -> None:
-    memory = make_memory(settings=Settings(candidates_by_words=100))
-    await memory.add_documents(
-        {
-            "owner_id": "acme",
-            "document_name": str(n),
-            "content": f"common text {'rare' if n % 100 == 0 else 'usual'} {n}",
-            "additional_metadata": {"even": n % 2 == 0},
-        }
-        for n in range(count)
-    )
-    hits = await memory.search("acme", "common rare", search_type="text", limit=21)
-    rare = {str(n) for n in range(0, count, 100)}
-    assert rare <= {hit.document_name for hit in hits}
-    more = await memory.search("acme", "common rare", search_type="text", limit=60)
-    assert len(more) == 60
-    assert [hit.chunk_id for hit in more[:21]] == [hit.chunk_id for hit in hits]
-    assert len(await memory.search("acme", "common", search_type="text", limit=100)) == 100
-    even = await memory.search(
-        "acme", "common rare", search_type="text", limit=60, metadata_filter={"even": True}
-    )
-    assert len(even) == 60
-    assert rare <= {hit.document_name for hit in even}
-
-
 async def test_postings_are_the_owners_own(memory: AsyncMemory, database_url: str) -> None:
     await add(memory, "english", one="annual leave")
     await memory.add_document("other", "one", "annual leave")

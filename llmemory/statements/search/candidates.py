@@ -118,14 +118,19 @@ def score_of(tables: Tables, shape: SearchShape, rows: FromClause) -> ColumnElem
 
 
 def _scored(tables: Tables, shape: SearchShape, *wanted: ColumnElement[bool]) -> AnySelect:
+    """Return chunk_id and lexical_score of the chunks that are wanted and pass."""
     chunks = tables.chunks
-    score = score_of(tables, shape, chunks).label("lexical_score")
-    statement = select(chunks.c.chunk_id, score).where(owner_is(chunks), *wanted)
+    rows: FromClause = chunks
     if shape.has_conditions:
-        statement = statement.where(meets_conditions(tables, shape))
+        wanted = (*wanted, meets_conditions(tables, shape))
+    wanted = (owner_is(chunks), *wanted)
     if shape.has_filters:
-        statement = statement.where(document_passes(tables, shape))
-    return statement
+        # Fenced, so that no other index is read to have the filter asked of fewer.
+        columns = (chunks.c.chunk_id, chunks.c.document_id, chunks.c.words)
+        rows = select(*columns).where(*wanted).offset(FENCE).subquery("wanted")
+        wanted = (document_passes(tables, shape, rows),)
+    score = score_of(tables, shape, rows).label("lexical_score")
+    return select(rows.c.chunk_id, score).where(*wanted)
 
 
 def _are_fewer(enough: ColumnElement[int], *parts: CTE) -> ColumnElement[bool]:
@@ -183,19 +188,24 @@ def _few(tables: Tables, shape: SearchShape, keys: ColumnElement[Any]) -> _Few:
     if shape.has_conditions:
         has_any = and_(has_any, meets_conditions(tables, shape))
     score = case((has_any, score_of(tables, shape, chunks))).label("lexical_score")
+    # Fenced: with the limit in sight, the planner would rather read all documents.
+    passing = (
+        select(documents.c.document_id)
+        .where(owner_is(documents), *conditions(documents, shape.filters))
+        .where(select(guess.c.seem_few).scalar_subquery())
+        .offset(FENCE)
+        .subquery("passing")
+    )
     theirs = (
         select(chunks.c.chunk_id, score)
-        .where(owner_is(chunks), chunks.c.document_id == documents.c.document_id)
-        .correlate(documents)
+        .where(owner_is(chunks), chunks.c.document_id == passing.c.document_id)
+        .correlate(passing)
         .offset(FENCE)
         .lateral("theirs")
     )
     scored = (
         select(theirs.c.chunk_id, theirs.c.lexical_score)
-        .select_from(documents.join(theirs, true()))
-        .where(owner_is(documents), *conditions(documents, shape.filters))
-        .where(select(guess.c.seem_few).scalar_subquery())
-        # A literal: the planner expects an unknown limit to stop early, and reads all there is.
+        .select_from(passing.join(theirs, true()))
         .limit(literal_column(str(MOST_PASSING)))
         .cte("passing_chunks")
         .prefix_with("MATERIALIZED")

@@ -75,17 +75,17 @@ def passes(tables: Tables, shape: SearchShape, rows: FromClause) -> ColumnElemen
     )
 
 
-def document_passes(tables: Tables, shape: SearchShape) -> ColumnElement[bool]:
-    """Return whether the document of a chunk passes the filters, asked of one after the other."""
-    chunks, documents = tables.chunks, tables.documents
+def document_passes(tables: Tables, shape: SearchShape, rows: FromClause) -> ColumnElement[bool]:
+    """Return whether the document of `rows` passes the filters, asked of one after the other."""
+    documents = tables.documents
     return exists(
         select(literal_column("1"))
         .where(
             owner_is(documents),
-            documents.c.document_id == chunks.c.document_id,
+            documents.c.document_id == rows.c.document_id,
             *conditions(documents, shape.filters, by_index=False),
         )
-        .correlate(chunks)
+        .correlate(rows)
         .offset(FENCE)
     )
 
