@@ -7,7 +7,8 @@ a connection of asyncpg's pool, the vector as an array in halfvec's binary form,
 decoded; only making objects of the rows is left out. All take turns, query by query, in every
 order, so that a change of the machine's speed meets all, and what is in memory helps all. Recall
 is that of the first 10 against reading all. Where chroma and lancedb are installed, they hold the
-same vectors and take their turns as well, in this process and without a server.
+same vectors and take their turns as well, in this process and without a server. Beside these
+stand the times of searches by words and of hybrid ones behind the same filter.
 
 Run: python benchmarks/search.py [--sizes 100 2000 20000] [--dimensions 256] [--queries 40]
      [--owners 1000] [--json FILE] [--database-url postgresql://...]
@@ -195,6 +196,12 @@ def in_process(options: dict[str, Any]) -> Row:
     return {}
 
 
+def question(text: str) -> str:
+    """Return a query with words of all rarities; "cluster" and "number" are in all chunks."""
+    number = int(text.split()[3])
+    return f"{text} w{number % 3} w{number % 100 + 5} w{number % 100 * 31 + 40}"
+
+
 async def timed(call: Awaitable[Any]) -> tuple[float, Any]:
     """Return milliseconds and result."""
     started = time.perf_counter()
@@ -255,6 +262,11 @@ async def measure(
         expected += len(hits["all"])
         for way in times:
             found[way] += len(hits[way] & hits["all"])
+    other_types: dict[str, list[float]] = {"text": [], "hybrid": []}
+    for text in vectors:
+        for kind, spent_ms in other_types.items():
+            search = memory.search(owner, question(text), search_type=kind, limit=LIMIT, **options)
+            spent_ms.append((await timed(search))[0])
     p50 = {way: statistics.median(values[WARM:]) for way, values in times.items()}
     recall = {way: found[way] / expected if expected else 1.0 for way in times}
     right = [way for way in statements if recall[way] >= 0.98]
@@ -267,6 +279,7 @@ async def measure(
         "best_by_hand": best,
         "ratio": p50["ours"] / p50[best],
         "recall": recall["ours"],
+        **{f"{kind}_ms": statistics.median(spent[6:]) for kind, spent in other_types.items()},
         "by_hand_all_ms": p50["all"],
         "by_hand_index_ms": p50.get("index"),
         **{f"{store.name}_ms": p50[store.name] for store in stores},
@@ -324,7 +337,7 @@ async def main(arguments: argparse.Namespace) -> None:
             f"cluster {generator.integers(0, 10_000)} number {1_000_000 + number}"
             for number in range(arguments.queries)
         ]
-        embedder.know(texts)
+        embedder.know([*texts, *map(question, texts)])
         queries = [(text, embedder.vector(text)) for text in texts]
         results = [
             await measure(memory, pools, size, case, queries, stores)
@@ -394,12 +407,14 @@ def show(results: list[dict[str, Any]], words: dict[str, float]) -> None:
     """Print the tables."""
     print(
         f"{'chunks':>7}  {'filter':<15}{'ours ms':>9}{'by hand':>9}  {'way':<6}{'ratio':>6}  recall"
+        f"{'text ms':>9}{'hybrid':>8}"
     )
     for row in results:
         line = (
             f"{row['size']:>7}  {row['filter']:<15}{row['ours_ms']:>9.2f}"
             f"{row['by_hand_ms']:>9.2f}  {row['best_by_hand']:<6}"
             f"{row['ratio']:>6.2f}  {row['recall']:.3f}"
+            f"{row['text_ms']:>9.2f}{row['hybrid_ms']:>8.2f}"
         )
         for name in ("chroma", "lancedb"):
             if f"{name}_ms" in row:
