@@ -108,7 +108,7 @@ def _built(
 ) -> ColumnElement[bool]:
     if isinstance(shape, Condition):
         return _condition(documents, shape, f"filter_{next(numbers)}", by_index=by_index)
-    by_index = by_index and shape.operator != "not"
+    by_index = by_index and _is_indexed(shape)
     parts = [_built(documents, part, numbers, by_index=by_index) for part in shape.parts]
     match shape.operator:
         case "and":
@@ -117,6 +117,19 @@ def _built(
             return or_(false(), *parts)
         case "not":
             return not_(*parts)
+
+
+def _is_indexed(shape: Condition | Group) -> bool:
+    """Return whether an index finds what may pass; else what it is made of is asked in vain."""
+    if isinstance(shape, Condition):
+        return shape.test == "holds"
+    match shape.operator:
+        case "and":
+            return any(map(_is_indexed, shape.parts))
+        case "or":
+            return all(map(_is_indexed, shape.parts))
+        case "not":
+            return False
 
 
 def _condition(

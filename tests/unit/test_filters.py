@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from llmemory import Settings, ValidationError
-from llmemory.statements.filters import FilterShape, parameters, shape_of
+from llmemory.models import tables_for
+from llmemory.statements.filters import FilterShape, conditions, parameters, shape_of
 from llmemory.validation.filters import (
     EVERYTHING,
     NOTHING,
@@ -162,6 +163,25 @@ def test_what_leaves_everything_is_empty(given: Any) -> None:
 def test_what_leaves_nothing(given: Any) -> None:
     assert read(given) == NOTHING
     assert not Filters(metadata=read(given)).is_empty()
+
+
+@pytest.mark.parametrize(
+    ("given", "times"),
+    [
+        ({"a": 1}, 1),
+        ({"a": 1, "b": {"$gt": 2}}, 1),
+        ({"$or": [{"a": 1}, {"a": 2, "b": {"$gt": 2}}]}, 2),
+        ({"$or": [{"a": 1}, {"b": {"$gt": 2}}]}, 0),
+        ({"$or": [{"a": 1}, {"$and": [{"a": 2}, {"b": 3}]}, {"b": {"$exists": True}}]}, 0),
+        ({"$not": {"a": 1}, "b": {"$contains": "x"}}, 1),
+    ],
+)
+def test_metadata_are_asked_below_their_owner_where_that_finds_what_may_pass(
+    given: Any, times: int
+) -> None:
+    shape = shape_of(Filters(metadata=read(given)))
+    (asked,) = conditions(tables_for("llmemory").documents, shape)
+    assert str(asked).count("jsonb_set") == times
 
 
 def test_moments_are_bound_in_utc() -> None:
