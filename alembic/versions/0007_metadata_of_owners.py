@@ -22,7 +22,9 @@ def upgrade() -> None:
     """Index metadata below their owner."""
     schema = op.get_context().version_table_schema or ""
     op.drop_index(op.f("ix_documents_metadata"), table_name="documents", schema=schema)
-    owned: sa.ColumnElement[dict[str, object]] = sa.literal_column("jsonb_set('{}'::jsonb, ARRAY[owner_id], metadata)")
+    owned: sa.ColumnElement[dict[str, object]] = sa.literal_column(
+        "jsonb_set('{}'::jsonb, ARRAY[owner_id], metadata)"
+    )
     op.create_index(
         op.f("ix_documents_owner_id_metadata"),
         "documents",
