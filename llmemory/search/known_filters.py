@@ -61,11 +61,15 @@ class KnownFilters:
         return known if known is not None and time.monotonic() < known.expires_s else None
 
     def put_passing(self, owner_id: str, filters: Filters, passing: int) -> None:
-        """Note how many pass; one of the surroundings is forgotten, to be looked at again."""
+        """Note how many pass; of old surroundings one is forgotten, to be looked at again."""
         old = self._known.get((owner_id, _to_the_hour(filters)))
-        near = old.near[1:] if old is not None else ()
-        expires_s = time.monotonic() + self._refresh_s
-        self._known.put((owner_id, _to_the_hour(filters)), KnownFilter(passing, near, expires_s))
+        near = old.near if old is not None else ()
+        now_s = time.monotonic()
+        # One alone, however many searches find out at once, or count again what is known.
+        if old is not None and now_s >= old.expires_s:
+            near = near[1:]
+        known = KnownFilter(passing, near, now_s + self._refresh_s)
+        self._known.put((owner_id, _to_the_hour(filters)), known)
 
     def put_near(self, owner_id: str, filters: Filters, near: int) -> None:
         """Note how many of the nearest to a query passed."""
