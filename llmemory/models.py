@@ -115,6 +115,7 @@ class Document(Base):
         Index(None, "owner_id", "id_at_origin"),
         Index(None, "owner_id", "document_date"),
         Index(None, "owner_id", "language"),
+        # As owned_metadata() has it: below their owner.
         Index(
             "ix_documents_owner_id_metadata",
             literal_column("jsonb_set('{}'::jsonb, ARRAY[owner_id], metadata)").label("owned"),

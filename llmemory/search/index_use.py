@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from llmemory.search.known_filters import KnownFilter, goes_with_meaning
+from llmemory.search.known_filters import KnownFilter, lies_together
 from llmemory.search.vector_indexes import VectorIndex
 from llmemory.settings import Settings
 from llmemory.statements.search import Passing
@@ -41,6 +41,7 @@ def index_use(
     index: VectorIndex,
     *,
     pool: int,
+    query: str,
     is_narrowed: bool,
     known: KnownFilter | None,
     settings: Settings,
@@ -50,6 +51,7 @@ def index_use(
     Args:
         index: The owner's index.
         pool: Hits that are wanted.
+        query: What is searched.
         is_narrowed: Whether some of the owner's chunks may be ruled out.
         known: What is known of what rules them out.
         settings: How the index is searched.
@@ -63,10 +65,12 @@ def index_use(
         return IndexUse("unknown", too_many, wide)
     if known.passing < too_many:
         return IndexUse("few", too_many, wide)
-    if wide == narrow or not known.is_probed:
-        return IndexUse("many", too_many, wide, is_probed=wide > narrow)
-    lies_together = goes_with_meaning(known.near, known.passing / index.vectors)
-    return IndexUse("many", too_many, wide if lies_together else narrow)
+    if wide == narrow:
+        return IndexUse("many", too_many, narrow)
+    if not known.is_probed:
+        return IndexUse("many", too_many, wide, is_probed=not known.tells_of(query))
+    is_around = lies_together(known.near.values(), known.passing / index.vectors)
+    return IndexUse("many", too_many, wide if is_around else narrow)
 
 
 def index_settings(

@@ -6,20 +6,20 @@ What is known is forgotten after a while; times and recall depend on it, never w
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from llmemory.recent import Recent
 from llmemory.statements.search import NEAREST
 from llmemory.validation.filters import Filters
 
-__all__ = ["PROBES", "KnownFilter", "KnownFilters", "goes_with_meaning"]
+__all__ = ["PROBES", "KnownFilter", "KnownFilters", "lies_together"]
 
 MOST_KNOWN = 1024
 
 PROBES = 12
-"""Searches whose surroundings tell whether a filter goes with the meaning."""
+"""Queries whose surroundings tell whether what passes a filter lies together."""
 
 MOST_DISPERSED = 2.0
 """Variance over what chance makes; twelve counts left to chance are beyond it once in forty."""
@@ -31,18 +31,22 @@ class KnownFilter:
 
     Attributes:
         passing: About how many of the owner's chunks pass.
-        near: Of the nearest chunks to a query, how many passed, for one query after the other.
+        near: Of the nearest chunks to a query, how many passed, by the hash of the query.
         expires_s: When `passing` is to be found out again.
     """
 
     passing: int
-    near: tuple[int, ...] = ()
+    near: Mapping[int, int] = field(default_factory=dict)
     expires_s: float = 0.0
 
     @property
     def is_probed(self) -> bool:
         """Whether enough surroundings are known."""
         return len(self.near) >= PROBES
+
+    def tells_of(self, query: str) -> bool:
+        """Return whether the surroundings of `query` are known."""
+        return hash(query) in self.near
 
 
 class KnownFilters:
@@ -63,20 +67,20 @@ class KnownFilters:
     def put_passing(self, owner_id: str, filters: Filters, passing: int) -> None:
         """Note how many pass; of old surroundings one is forgotten, to be looked at again."""
         old = self._known.get((owner_id, _to_the_hour(filters)))
-        near = old.near if old is not None else ()
+        near = dict(old.near) if old is not None else {}
         now_s = time.monotonic()
         # One alone, however many searches find out at once, or count again what is known.
-        if old is not None and now_s >= old.expires_s:
-            near = near[1:]
+        if near and old is not None and now_s >= old.expires_s:
+            del near[next(iter(near))]
         known = KnownFilter(passing, near, now_s + self._refresh_s)
         self._known.put((owner_id, _to_the_hour(filters)), known)
 
-    def put_near(self, owner_id: str, filters: Filters, near: int) -> None:
+    def put_near(self, owner_id: str, filters: Filters, query: str, near: int) -> None:
         """Note how many of the nearest to a query passed."""
         old = self._known.get((owner_id, _to_the_hour(filters)))
-        if old is not None:
-            last = (*old.near, near)[-PROBES:]
-            self._known.put((owner_id, _to_the_hour(filters)), replace(old, near=last))
+        if old is not None and not old.is_probed:
+            known = replace(old, near={**old.near, hash(query): near})
+            self._known.put((owner_id, _to_the_hour(filters)), known)
 
 
 def _to_the_hour(filters: Filters) -> Filters:
@@ -90,7 +94,7 @@ def _hour(moment: datetime | None) -> datetime | None:
     return moment and moment.replace(minute=0, second=0, microsecond=0)
 
 
-def goes_with_meaning(near: Sequence[int], share: float) -> bool:
+def lies_together(near: Collection[int], share: float) -> bool:
     """Return whether what passes a filter lies together, rather than here and there.
 
     By the index of dispersion: counts of what passes around several queries vary as those of a

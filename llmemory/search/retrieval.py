@@ -68,7 +68,8 @@ async def run_search(
         if "passing" in rows[0]:
             filters.put_passing(request.owner_id, request.filters, rows[0]["passing"])
         if shape.is_probed:
-            filters.put_near(request.owner_id, request.filters, rows[0]["near"])
+            near = rows[0]["near"]
+            filters.put_near(request.owner_id, request.filters, request.query.text, near)
     if embedding is not None and rows[0]["space_state"] not in SEARCHED:
         spaces = await stored_spaces(connection, tables)
         usable_space(spaces, tables.schema, space.identity)
@@ -164,6 +165,7 @@ def _use(
     return index_use(
         index,
         pool=_pool(request, settings),
+        query=request.query.text,
         is_narrowed=has_conditions or not request.filters.is_empty(),
         known=None if has_conditions else filters.get(request.owner_id, request.filters),
         settings=settings,

@@ -20,6 +20,7 @@ class FilterShape:
 
     Attributes:
         metadata: The tests of the metadata and how they are joined.
+        has_index: Whether the index of metadata may serve them.
     """
 
     document_type: bool = False
@@ -27,13 +28,11 @@ class FilterShape:
     date_from: bool = False
     date_to: bool = False
     metadata: Condition | Group = EVERYTHING.shape
+    has_index: bool = True
 
     def is_empty(self) -> bool:
         """Return whether every document passes."""
-        return self == _EMPTY
-
-
-_EMPTY = FilterShape()
+        return self == FilterShape(has_index=self.has_index)
 
 
 def shape_of(filters: Filters) -> FilterShape:
@@ -44,6 +43,7 @@ def shape_of(filters: Filters) -> FilterShape:
         date_from=filters.date_from is not None,
         date_to=filters.date_to is not None,
         metadata=filters.metadata.shape,
+        has_index=filters.has_index,
     )
 
 
@@ -85,5 +85,6 @@ def conditions(
     if shape.date_to:
         found.append(column.document_date <= bindparam("date_to", type_=column.document_date.type))
     if shape.metadata != EVERYTHING.shape:
+        by_index = by_index and shape.has_index
         found.append(metadata_condition(documents, shape.metadata, by_index=by_index))
     return tuple(found)

@@ -91,17 +91,23 @@ NOTHING = MetadataFilter(Group("or", ()))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """Conditions on documents, all of which must hold; None means any."""
+    """Conditions on documents, all of which must hold; None means any.
+
+    Attributes:
+        has_index: Whether the index of metadata may serve them. It serves nobody for whom row
+            level security hides rows, and asking as the index does takes longer.
+    """
 
     document_type: DocumentType | None = None
     id_at_origin: str | None = None
     date_from: datetime | None = None
     date_to: datetime | None = None
     metadata: MetadataFilter = EVERYTHING
+    has_index: bool = True
 
     def is_empty(self) -> bool:
         """Return whether every document passes."""
-        return self == Filters()
+        return self == Filters(has_index=self.has_index)
 
 
 def checked_metadata_filter(value: object, settings: Settings) -> MetadataFilter:

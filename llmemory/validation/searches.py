@@ -136,6 +136,7 @@ def checked_filters(
         date_from=first,
         date_to=last,
         metadata=metadata,
+        has_index=not settings.row_level_security,
     )
 
 

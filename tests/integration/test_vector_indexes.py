@@ -311,7 +311,7 @@ async def test_a_filter_that_goes_with_meaning_is_searched_more_widely(
     filters = checked_filters(memory.settings, metadata_filter={key: True})
     known = memory._indexes.filters.get(LARGE, filters)
     assert known is not None
-    around = [near / NEAREST for near in known.near]
+    around = [near / NEAREST for near in known.near.values()]
     assert all(0.3 < share < 0.7 for share in around) is not is_wide
 
 

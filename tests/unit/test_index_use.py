@@ -11,12 +11,12 @@ import pytest
 from llmemory import Settings
 from llmemory.search import known_filters
 from llmemory.search.index_use import IndexUse, index_use, widened
-from llmemory.search.known_filters import PROBES, KnownFilter, KnownFilters, goes_with_meaning
+from llmemory.search.known_filters import PROBES, KnownFilter, KnownFilters, lies_together
 from llmemory.search.vector_indexes import VectorIndex
 from llmemory.validation.filters import Filters
 
-SCATTERED = (48, 55, 51, 43, 50, 58, 47, 52, 44, 50, 49, 53)
-TOGETHER = (100, 0, 0, 100, 100, 0, 12, 100, 90, 0, 0, 98)
+SCATTERED = dict(enumerate((48, 55, 51, 43, 50, 58, 47, 52, 44, 50, 49, 53)))
+TOGETHER = dict(enumerate((100, 0, 0, 100, 100, 0, 12, 100, 90, 0, 0, 98)))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,8 @@ def test_the_way_around_what_is_ruled_out(vectors: int, passing: int, ef_search:
         (200_000, None, IndexUse("unknown", 2048, 632)),
         (200_000, KnownFilter(2000), IndexUse("few", 2048, 632)),
         (200_000, KnownFilter(100_000), IndexUse("many", 2048, 200, is_probed=True)),
-        (200_000, KnownFilter(100_000, SCATTERED[:-1]), IndexUse("many", 2048, 200, True)),
+        (200_000, KnownFilter(100_000, {1: 48, 2: 50}), IndexUse("many", 2048, 200, True)),
+        (200_000, KnownFilter(100_000, {hash("asked"): 48}), IndexUse("many", 2048, 200)),
         (200_000, KnownFilter(100_000, SCATTERED), IndexUse("many", 2048, 100)),
         (200_000, KnownFilter(100_000, TOGETHER), IndexUse("many", 2048, 200)),
         (20_000, KnownFilter(10_000), IndexUse("many", 512, 100)),
@@ -51,13 +52,17 @@ def test_the_way_around_what_is_ruled_out(vectors: int, passing: int, ef_search:
 def test_use(vectors: int, known: KnownFilter | None, use: IndexUse) -> None:
     index = VectorIndex("halves", vectors)
     settings = Settings()
-    assert index_use(index, pool=10, is_narrowed=True, known=known, settings=settings) == use
+    found = index_use(
+        index, pool=10, query="asked", is_narrowed=True, known=known, settings=settings
+    )
+    assert found == use
 
 
 def test_without_a_filter_the_index_is_searched_as_it_is_set() -> None:
     use = index_use(
         VectorIndex("halves", 200_000),
         pool=10,
+        query="asked",
         is_narrowed=False,
         known=None,
         settings=Settings(hnsw_ef_search=77),
@@ -69,7 +74,7 @@ def test_without_a_filter_the_index_is_searched_as_it_is_set() -> None:
 @pytest.mark.parametrize("share", [0.02, 0.05, 0.5, 0.9])
 def test_what_chance_decides_is_seldom_thought_to_lie_together(share: float) -> None:
     counts = np.random.default_rng(5).binomial(100, share, (1000, PROBES))
-    assert sum(goes_with_meaning(near, share) for near in counts.tolist()) < 50
+    assert sum(lies_together(near, share) for near in counts.tolist()) < 50
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
@@ -78,7 +83,7 @@ def test_what_lies_together_is_seen(share: float) -> None:
     generator = np.random.default_rng(5)
     shares = generator.beta(share, 1 - share, (1000, PROBES))
     counts = generator.binomial(100, shares)
-    assert sum(goes_with_meaning(near, share) for near in counts.tolist()) > 980
+    assert sum(lies_together(near, share) for near in counts.tolist()) > 980
 
 
 @pytest.mark.parametrize(
@@ -91,7 +96,7 @@ def test_what_lies_together_is_seen(share: float) -> None:
     ],
 )
 def test_all_queries_in_one_place(near: Sequence[int], share: float, together: bool) -> None:
-    assert goes_with_meaning(near, share) is together
+    assert lies_together(near, share) is together
 
 
 class TestKnownFilters:
@@ -106,7 +111,7 @@ class TestKnownFilters:
         filters = Filters(id_at_origin="a")
         assert known.get("owner", filters) is None
         known.put_passing("owner", filters, 7)
-        assert known.get("owner", filters) == KnownFilter(7, (), 160)
+        assert known.get("owner", filters) == KnownFilter(7, {}, 160)
         assert known.get("another", filters) is None
         clock[0] = 160
         assert known.get("owner", filters) is None
@@ -127,17 +132,23 @@ class TestKnownFilters:
     def test_surroundings_are_kept_and_looked_at_again(self, clock: list[float]) -> None:
         known = KnownFilters(refresh_s=60)
         filters = Filters(id_at_origin="a")
-        known.put_near("owner", filters, 1)
+        known.put_near("owner", filters, "too early", 1)
         known.put_passing("owner", filters, 7)
-        for near in range(PROBES + 2):
-            known.put_near("owner", filters, near)
+        # A query that is asked again tells nothing new.
+        for near in sorted([*range(PROBES + 2)] * 2):
+            known.put_near("owner", filters, f"query {near}", near)
         found = known.get("owner", filters)
         assert found is not None
-        assert found.near == tuple(range(2, PROBES + 2))
+        assert list(found.near.values()) == list(range(PROBES))
         assert found.is_probed
+        assert found.tells_of("query 3")
+        assert not found.tells_of("too early")
         clock[0] = 160
         for _ in range(3):
             known.put_passing("owner", filters, 9)
         found = known.get("owner", filters)
-        assert found == KnownFilter(9, tuple(range(3, PROBES + 2)), 220)
+        assert found is not None
+        assert (found.passing, found.expires_s) == (9, 220)
+        assert list(found.near.values()) == list(range(1, PROBES))
         assert not found.is_probed
+        assert not found.tells_of("query 0")

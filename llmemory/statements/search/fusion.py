@@ -30,6 +30,7 @@ __all__ = ["fused", "single"]
 
 def single(arm: CTE, search_type: SearchType) -> AnySelect:
     """Return the hits of one arm alone, with scores from 0 to 1."""
+    # Typed, since a NULL alone would be a text to what reads them.
     no_value, no_rank = cast(null(), Float), cast(null(), BigInteger)
     score: ColumnElement[Any]
     values: tuple[ColumnElement[Any], ...]

@@ -115,7 +115,7 @@ def page_of(tables: Tables, shape: SearchShape) -> Subquery:
 
 
 def _with_state(tables: Tables, statement: AnySelect) -> AnySelect:
-    """Return the hits of `statement` with the state of ``space``, in a row of its own without hits.
+    """Add the state of ``space`` to each hit; without hits, there is one row that has only that.
 
     It is read together with the vectors, which may be about to be dropped.
     """
