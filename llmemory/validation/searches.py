@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from llmemory.settings import Settings
 from llmemory.text.queries import Query, parsed_query
 from llmemory.types import DocumentType, SearchType
-from llmemory.validation.filters import Filters, checked_metadata_filter
+from llmemory.validation.filters import Filters
 from llmemory.validation.metadata import refuse
+from llmemory.validation.metadata_filters import checked_metadata_filter
 from llmemory.validation.values import (
     checked_choice,
     checked_fraction,

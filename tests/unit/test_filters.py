@@ -14,13 +14,12 @@ from llmemory.statements.filters import FilterShape, conditions, parameters, sha
 from llmemory.validation.filters import (
     EVERYTHING,
     NOTHING,
-    OPERATORS,
     Condition,
     Filters,
     Group,
     MetadataFilter,
-    checked_metadata_filter,
 )
+from llmemory.validation.metadata_filters import OPERATORS, checked_metadata_filter
 
 SETTINGS = Settings()
 
@@ -166,9 +165,32 @@ def test_what_leaves_nothing(given: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "held"),
+    [
+        ({"a": 1, "b": 'x"}'}, ['{"a": 1, "b": "x\\"}"}']),
+        ({"b": {"c": {"$eq": 1}, "d": {"$eq": 2}}}, ['{"b": {"c": 1}}', '{"b": {"d": 2}}']),
+        ({"$and": [{"a": 1}, {"a": 2}]}, ['{"a": 1}', '{"a": 2}']),
+        (
+            {"$and": [{"a": 1, "b": 2}, {"c": 3, "b": 4}, {"$and": [{"d": 5}]}]},
+            ['{"a": 1, "b": 2, "c": 3, "d": 5}', '{"b": 4}'],
+        ),
+        ({"$or": [{"a": 1, "b": 2}], "b": 3}, ['{"a": 1, "b": 2}', '{"b": 3}']),
+        (
+            {"$or": [{"a": 1, "b": 2}, {"b": 3}], "b": 4},
+            ['{"b": 4}', '{"a": 1, "b": 2}', '{"b": 3}'],
+        ),
+        ({"$not": {"a": 1, "b": 2}, "c": 3}, ['{"c": 3}', '{"a": 1, "b": 2}']),
+    ],
+)
+def test_values_of_several_keys_are_asked_at_once(given: Any, held: list[str]) -> None:
+    assert sorted(str(operand.value) for operand in read(given).operands) == sorted(held)
+
+
+@pytest.mark.parametrize(
     ("given", "times"),
     [
         ({"a": 1}, 1),
+        ({"a": 1, "b": 2, "$and": [{"c": 3}]}, 1),
         ({"a": 1, "b": {"$gt": 2}}, 1),
         ({"$or": [{"a": 1}, {"a": 2, "b": {"$gt": 2}}]}, 2),
         ({"$or": [{"a": 1}, {"b": {"$gt": 2}}]}, 0),
