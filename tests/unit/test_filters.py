@@ -20,6 +20,7 @@ from llmemory.validation.filters import (
     MetadataFilter,
 )
 from llmemory.validation.metadata_filters import OPERATORS, checked_metadata_filter
+from llmemory.validation.searches import checked_filters
 
 SETTINGS = Settings()
 
@@ -217,3 +218,12 @@ def test_moments_are_bound_in_utc() -> None:
     ):
         (operand,) = read({"a": {"$gt": given}}).operands
         assert operand.value == bound
+
+
+def test_roles_from_whom_rows_are_hidden_are_not_asked_as_the_index_has_it() -> None:
+    settings = Settings(row_level_security=True)
+    filters = checked_filters(settings, metadata_filter={"a": 1})
+    (asked,) = conditions(tables_for("llmemory").documents, shape_of(filters))
+    assert "jsonb_set" not in str(asked)
+    assert checked_filters(settings).is_empty()
+    assert shape_of(checked_filters(settings)).is_empty()
