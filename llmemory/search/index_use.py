@@ -27,12 +27,14 @@ class IndexUse(NamedTuple):
     Attributes:
         passing: How many of the owner's chunks pass the filter, for what reads them.
         too_many: How many must pass for the index to find the hits sooner than reading them.
+        most_hits: Hits for which the index is asked; those of later pages are read.
         ef_search: How widely the index is searched.
         is_probed: Whether the search looks at what passes around its query as well.
     """
 
     passing: Passing
     too_many: int
+    most_hits: int
     ef_search: int
     is_probed: bool = False
 
@@ -40,37 +42,40 @@ class IndexUse(NamedTuple):
 def index_use(
     index: VectorIndex,
     *,
-    pool: int,
+    hits: int,
     query: str,
     is_narrowed: bool,
     known: KnownFilter | None,
     settings: Settings,
 ) -> IndexUse:
-    """Return how to use `index` for `pool` hits.
+    """Return how to use `index`, which is the same for all pages.
 
     Args:
         index: The owner's index.
-        pool: Hits that are wanted.
+        hits: Hits that the first page needs.
         query: What is searched.
         is_narrowed: Whether some of the owner's chunks may be ruled out.
         known: What is known of what rules them out.
         settings: How the index is searched.
     """
-    too_many = _too_many(index, pool, settings)
+    too_many = _too_many(index, hits, settings)
     narrow = settings.hnsw_ef_search
+    most_hits = _most_hits(index, known.passing if known else index.vectors, hits)
+    unknown = IndexUse("unknown", too_many, most_hits, narrow)
     if not is_narrowed:
-        return IndexUse("unknown", too_many, narrow)
+        return unknown
     wide = widened(narrow, vectors=index.vectors, passing=known.passing if known else 0)
     if known is None:
-        return IndexUse("unknown", too_many, wide)
+        return unknown._replace(ef_search=wide)
     if known.passing < too_many:
-        return IndexUse("few", too_many, wide)
+        return unknown._replace(passing="few")
+    many = unknown._replace(passing="many")
     if wide == narrow:
-        return IndexUse("many", too_many, narrow)
+        return many
     if not known.is_probed:
-        return IndexUse("many", too_many, wide, is_probed=not known.tells_of(query))
+        return many._replace(ef_search=wide, is_probed=not known.tells_of(query))
     is_around = lies_together(known.near.values(), known.passing / index.vectors)
-    return IndexUse("many", too_many, wide if is_around else narrow)
+    return many._replace(ef_search=wide) if is_around else many
 
 
 def index_settings(
@@ -103,11 +108,21 @@ def widened(ef_search: int, *, vectors: int, passing: int) -> int:
     return min(round(ef_search * max(1.0, around)), MAX_EF_SEARCH)
 
 
-def _too_many(index: VectorIndex, pool: int, settings: Settings) -> int:
+def _too_many(index: VectorIndex, hits: int, settings: Settings) -> int:
     """Return how many chunks a filter must leave for the index to find the hits sooner.
 
     The index is asked for hits over the share of vectors that pass, and a vector that it gives
     costs about twice what reading one costs. A power of two: each number is a statement's text.
     """
-    even = math.sqrt(2 * pool * max(index.vectors, 1))
+    even = math.sqrt(2 * hits * max(index.vectors, 1))
     return int(min(2 ** round(math.log2(even)), settings.hnsw_exact_chunks + 1))
+
+
+def _most_hits(index: VectorIndex, passing: int, hits: int) -> int:
+    """Return how many hits the index finds sooner than all that pass are read, and one page.
+
+    A power of two, as what is known of a filter changes a little. At most a sixteenth of all: for
+    a fifth, PostgreSQL might rather read and sort, so that the hits of a page would depend on it.
+    """
+    even = min(passing**2 / (2 * max(index.vectors, 1)), index.vectors / 16)
+    return max(int(2 ** round(math.log2(max(even, 1)))), hits)

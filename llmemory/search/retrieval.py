@@ -136,6 +136,7 @@ def _prepared(
         values["space_literal"] = space.space_id
         values["owner_vectors"] = index.vectors
         values["too_many"] = use.too_many
+        values["most_hits"] = use.most_hits
         if use.passing != "few":
             is_tried_out = shape.is_narrowed and use.passing == "unknown"
             local = index_settings(use, settings, is_tried_out=is_tried_out)
@@ -154,7 +155,7 @@ def _prepared(
     if request.search_type is SearchType.HYBRID:
         values["candidates"] = settings.candidates
         values["alpha"] = request.alpha
-        values["pool"] = _pool(request, settings)
+        values["pool"] = _pool(request, request.limit + request.offset, settings)
     return _Prepared(shape, values, local)
 
 
@@ -164,7 +165,7 @@ def _use(
     has_conditions = request.query.has_conditions
     return index_use(
         index,
-        pool=_pool(request, settings),
+        hits=_pool(request, request.limit, settings),
         query=request.query.text,
         is_narrowed=has_conditions or not request.filters.is_empty(),
         known=None if has_conditions else filters.get(request.owner_id, request.filters),
@@ -196,9 +197,8 @@ def _shape(
     )
 
 
-def _pool(request: SearchRequest, settings: Settings) -> int:
-    """Return how many hits an arm gives."""
-    hits = request.limit + request.offset
+def _pool(request: SearchRequest, hits: int, settings: Settings) -> int:
+    """Return how many hits an arm gives for `hits` of the search."""
     return max(settings.candidates, hits) if request.search_type is SearchType.HYBRID else hits
 
 

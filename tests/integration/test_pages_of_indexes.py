@@ -1,7 +1,8 @@
-"""Pages of searches through HNSW indexes, which know no order among equals."""
+"""Pages of searches through HNSW indexes, which know no order among equals, and not all hits."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -16,14 +17,17 @@ OWNER = "acme"
 QUERY = "cluster 3 number 100003"
 
 
-async def memory_of(make_memory: MakeMemory, database_url: str, numbers: list[int]) -> AsyncMemory:
-    memory = make_memory(database_url, embedder=ClusteredEmbedder(), settings=SETTINGS)
+async def memory_of(
+    make_memory: MakeMemory, database_url: str, numbers: Iterable[int], **changed: Any
+) -> AsyncMemory:
+    settings = SETTINGS.model_copy(update=changed)
+    memory = make_memory(database_url, embedder=ClusteredEmbedder(), settings=settings)
     await memory.add_documents(
         {
             "owner_id": OWNER,
             "document_name": str(at),
             "content": f"cluster {number % CLUSTERS} number {number}",
-            "additional_metadata": {"half": at % 2 == 0},
+            "additional_metadata": {"half": at % 2 == 0, "some": at % 5 == 0},
         }
         for at, number in enumerate(numbers)
     )
@@ -48,3 +52,36 @@ async def test_pages_join_where_hits_are_equal(
     search: dict[str, Any] = {"search_type": "vector", "metadata_filter": metadata_filter}
     whole = [hit.chunk_id for hit in await memory.search(OWNER, QUERY, limit=84, **search)]
     assert await paged(memory, 7, 12, **search) == whole
+
+
+@pytest.mark.parametrize("search_type", ["vector", "hybrid"])
+@pytest.mark.parametrize(
+    ("metadata_filter", "expected"), [(None, 1200), ({"half": True}, 600), ({"some": True}, 240)]
+)
+async def test_all_pages_have_every_hit_once(
+    make_memory: MakeMemory,
+    database_url: str,
+    search_type: str,
+    metadata_filter: Any,
+    expected: int,
+) -> None:
+    # The index gives some in order, then some more; the rest is read.
+    changed = {"hnsw_ef_search": 10, "hnsw_max_scan_tuples": 700, "candidates": 20}
+    memory = await memory_of(make_memory, database_url, range(1200), **changed)
+    search: dict[str, Any] = {"search_type": search_type, "metadata_filter": metadata_filter}
+    found: list[str] = []
+    for offset in range(0, expected + 10, 10):
+        hits = await memory.search(OWNER, QUERY, limit=10, offset=offset, **search)
+        assert len(hits) == min(10, expected - offset)
+        scores = [hit.score for hit in hits]
+        assert scores == sorted(scores, reverse=True)
+        found += [hit.chunk_id for hit in hits]
+    assert len(set(found)) == len(found) == expected
+
+
+async def test_ranks_are_places_among_the_hits(make_memory: MakeMemory, database_url: str) -> None:
+    memory = await memory_of(make_memory, database_url, range(1200), hnsw_ef_search=10)
+    hits = await memory.search(OWNER, QUERY, search_type="vector", limit=90, offset=30)
+    assert [hit.vector_rank for hit in hits] == list(range(31, 121))
+    similarities = [hit.similarity or 0.0 for hit in hits]
+    assert similarities == sorted(similarities, reverse=True)

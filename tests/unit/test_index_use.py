@@ -16,6 +16,7 @@ from llmemory.search.vector_indexes import VectorIndex
 from llmemory.validation.filters import Filters
 
 SCATTERED = dict(enumerate((48, 55, 51, 43, 50, 58, 47, 52, 44, 50, 49, 53)))
+ASKED = {hash("asked"): 48}
 TOGETHER = dict(enumerate((100, 0, 0, 100, 100, 0, 12, 100, 90, 0, 0, 98)))
 
 
@@ -39,21 +40,21 @@ def test_the_way_around_what_is_ruled_out(vectors: int, passing: int, ef_search:
 @pytest.mark.parametrize(
     ("vectors", "known", "use"),
     [
-        (200_000, None, IndexUse("unknown", 2048, 632)),
-        (200_000, KnownFilter(2000), IndexUse("few", 2048, 632)),
-        (200_000, KnownFilter(100_000), IndexUse("many", 2048, 200, is_probed=True)),
-        (200_000, KnownFilter(100_000, {1: 48, 2: 50}), IndexUse("many", 2048, 200, True)),
-        (200_000, KnownFilter(100_000, {hash("asked"): 48}), IndexUse("many", 2048, 200)),
-        (200_000, KnownFilter(100_000, SCATTERED), IndexUse("many", 2048, 100)),
-        (200_000, KnownFilter(100_000, TOGETHER), IndexUse("many", 2048, 200)),
-        (20_000, KnownFilter(10_000), IndexUse("many", 512, 100)),
+        (200_000, None, IndexUse("unknown", 2048, 16_384, 632)),
+        (200_000, KnownFilter(2000), IndexUse("few", 2048, 10, 100)),
+        (200_000, KnownFilter(100_000), IndexUse("many", 2048, 16_384, 200, is_probed=True)),
+        (200_000, KnownFilter(100_000, {1: 48}), IndexUse("many", 2048, 16_384, 200, True)),
+        (200_000, KnownFilter(100_000, ASKED), IndexUse("many", 2048, 16_384, 200)),
+        (200_000, KnownFilter(100_000, SCATTERED), IndexUse("many", 2048, 16_384, 100)),
+        (200_000, KnownFilter(100_000, TOGETHER), IndexUse("many", 2048, 16_384, 200)),
+        (20_000, KnownFilter(10_000), IndexUse("many", 512, 1024, 100)),
     ],
 )
 def test_use(vectors: int, known: KnownFilter | None, use: IndexUse) -> None:
     index = VectorIndex("halves", vectors)
     settings = Settings()
     found = index_use(
-        index, pool=10, query="asked", is_narrowed=True, known=known, settings=settings
+        index, hits=10, query="asked", is_narrowed=True, known=known, settings=settings
     )
     assert found == use
 
@@ -61,7 +62,7 @@ def test_use(vectors: int, known: KnownFilter | None, use: IndexUse) -> None:
 def test_without_a_filter_the_index_is_searched_as_it_is_set() -> None:
     use = index_use(
         VectorIndex("halves", 200_000),
-        pool=10,
+        hits=10,
         query="asked",
         is_narrowed=False,
         known=None,

@@ -12,6 +12,7 @@ from sqlalchemy import (
     REAL,
     BigInteger,
     ColumnElement,
+    FromClause,
     Integer,
     SmallInteger,
     Text,
@@ -33,16 +34,19 @@ from llmemory.models import Tables
 from llmemory.statements import AnySelect
 from llmemory.statements.parameters import owner_is
 from llmemory.statements.search.narrowing import FENCE, SAMPLE, narrowed, passes, sample_of
-from llmemory.statements.search.shape import SearchShape, pool, whole
+from llmemory.statements.search.shape import SearchShape, first_pool, pool, whole
 from llmemory.statements.vector_indexes import quantized
 
-__all__ = ["NEAREST", "distance_of", "exact", "indexed", "near_count", "passing_count"]
+__all__ = ["NEAREST", "distance_of", "exact", "in_order", "indexed", "near_count", "passing_count"]
 
 NEAREST = 100
 """Chunks around a query, of which it is counted how many a filter leaves."""
 
 RESCORED = 16
 """Candidates by signs for each hit that is wanted; their true distances choose among them."""
+
+LAST = 2**31
+"""The run of what an index did not give."""
 
 
 def exact(tables: Tables, shape: SearchShape) -> AnySelect:
@@ -57,18 +61,24 @@ def exact(tables: Tables, shape: SearchShape) -> AnySelect:
 
 
 def indexed(tables: Tables, shape: SearchShape) -> AnySelect:
-    """Return chunk_id and distance of the nearest vectors, found in the way that suits.
+    """Return chunk_id, distance and run of the nearest vectors, found in the way that suits.
 
     There are as many hits as ``exact`` has. What a filter leaves is read as a whole while it is
     little, by the filter's own index; else vectors come from the HNSW index, nearest first, until
     enough of them pass. Should it end before that, all are read. Where nobody knows how much a
     filter leaves, the statement finds out, and leaves out the other ways at run time.
 
+    The hits are in the order of run, distance and chunk_id, whatever the page: an index gives
+    vectors in runs, each nearest first, of which a later one may begin nearer than the former ends.
+    What is read because the index has ended comes after what it gave, unless that does not make
+    one page.
+
     Binds ``owner_literal`` and ``space_literal``, without which a prepared plan could not use the
-    index; ``owner_vectors``, about how many there are; ``too_many``, what is not read as a whole.
+    index; ``owner_vectors``, about how many there are; ``too_many``, what is not read as a whole;
+    ``most_hits``, for how many the index is asked.
     """
     if shape.is_narrowed and shape.passing == "few":
-        return _among(tables, shape, few_that_pass(tables, shape))
+        return _in_run(_among(tables, shape, few_that_pass(tables, shape)), 0)
     few = None
     is_few: ColumnElement[bool] = false()
     if shape.is_narrowed and shape.passing == "unknown":
@@ -76,14 +86,22 @@ def indexed(tables: Tables, shape: SearchShape) -> AnySelect:
         count = select(func.count()).select_from(few).scalar_subquery()
         is_few = and_(_seem_few(tables, shape), count < _too_many())
     through_index = _through_index(tables, shape, is_few)
-    is_short = select(func.count() < pool(shape)).select_from(through_index).scalar_subquery()
-    ways = [
-        select(through_index.c.chunk_id, through_index.c.distance).where(not_(is_short)),
-        whole(exact(tables, shape).where(not_(is_few), is_short)),
-    ]
+    given = select(func.count()).select_from(through_index).scalar_subquery()
+    makes_a_page = given >= first_pool(shape)
+    known = select(through_index.c.chunk_id).where(makes_a_page)
+    rest = exact(tables, shape).where(
+        not_(is_few), given < pool(shape), tables.embeddings.c.chunk_id.not_in(known)
+    )
+    ways = [select(*through_index.c).where(makes_a_page), whole(_in_run(rest, LAST))]
     if few is not None:
-        ways.append(whole(_among(tables, shape, few).where(is_few)))
-    return select(union_all(*ways).subquery("found"))
+        ways.append(whole(_in_run(_among(tables, shape, few).where(is_few), 0)))
+    found = union_all(*ways).subquery("found")
+    return select(found).order_by(*in_order(found)).limit(pool(shape))
+
+
+def in_order(found: FromClause) -> tuple[ColumnElement[Any], ...]:
+    """Return what to order the rows of ``indexed`` by."""
+    return found.c.run, found.c.distance, found.c.chunk_id
 
 
 def passing_count(tables: Tables, shape: SearchShape) -> ColumnElement[int]:
@@ -138,17 +156,35 @@ def _through_index(tables: Tables, shape: SearchShape, is_few: ColumnElement[boo
         statement = statement.where(passes(tables, shape, tables.embeddings))
     if shape.is_narrowed and shape.passing == "unknown":
         statement = statement.where(not_(is_few))
-    wanted: ColumnElement[int] = pool(shape)
+    hits = func.least(pool(shape), _literal("most_hits"), type_=BigInteger)
     if shape.index == "signs":
-        wanted = wanted * RESCORED
-    # The index gives equals in any order: which of them are hits would depend on the page.
-    found = (
-        statement.limit(wanted)
-        if shape.index == "signs"
-        else statement.fetch(wanted, with_ties=True)
+        candidates = statement.limit(hits * RESCORED).subquery("candidates")
+        found = _in_run(_nearest(select(candidates), shape), 0)
+    else:
+        # The index gives equals in any order: which of them are hits would depend on the page.
+        found = _in_runs(statement.fetch(hits, with_ties=True))
+    return found.cte("through_index").prefix_with("MATERIALIZED")
+
+
+def _in_runs(found: AnySelect) -> AnySelect:
+    """Add to chunk_id and distance, in the order of an index, which run of it they belong to."""
+    given = found.subquery("given")
+    former = select(
+        given.c.chunk_id,
+        given.c.distance,
+        func.row_number().over().label("place"),
+        func.lag(given.c.distance).over().label("former"),
+    ).subquery("former")
+    begins = case((former.c.distance < former.c.former, 1), else_=0)
+    run = func.sum(begins, type_=Integer).over(order_by=former.c.place)
+    return select(former.c.chunk_id, former.c.distance, run.label("run"))
+
+
+def _in_run(found: AnySelect, number: int) -> AnySelect:
+    hits = found.subquery("hits")
+    return select(
+        hits.c.chunk_id, hits.c.distance, literal_column(str(number), BigInteger).label("run")
     )
-    candidates = _nearest(select(found.subquery("candidates")), shape)
-    return candidates.cte("through_index").prefix_with("MATERIALIZED")
 
 
 def _by_index(tables: Tables, shape: SearchShape) -> AnySelect:
@@ -218,5 +254,9 @@ def _query(shape: SearchShape) -> ColumnElement[Any]:
 
 
 def _too_many() -> ColumnElement[int]:
-    # A literal: the planner expects an unknown limit to stop early, and reads the whole table.
-    return bindparam("too_many", type_=Integer, literal_execute=True)
+    return _literal("too_many")
+
+
+def _literal(name: str) -> ColumnElement[int]:
+    # The planner expects an unknown limit to stop early, and reads the whole table.
+    return bindparam(name, type_=Integer, literal_execute=True)

@@ -10,6 +10,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Float,
+    Integer,
     bindparam,
     func,
     select,
@@ -20,7 +21,7 @@ from llmemory.statements.filters import FilterShape
 from llmemory.statements.vector_indexes import Held
 from llmemory.types import SearchType
 
-__all__ = ["Passing", "SearchShape", "pool", "ranked", "whole"]
+__all__ = ["Passing", "SearchShape", "first_pool", "pool", "ranked", "whole"]
 
 Passing: TypeAlias = Literal["few", "many", "unknown"]
 """How many of an indexed owner's chunks pass a filter, for what reads them."""
@@ -76,6 +77,14 @@ def pool(shape: SearchShape) -> ColumnElement[int]:
     if shape.search_type is SearchType.HYBRID:
         return bindparam("pool", type_=BigInteger)
     return bindparam("limit", type_=BigInteger) + bindparam("offset", type_=BigInteger)
+
+
+def first_pool(shape: SearchShape) -> ColumnElement[int]:
+    """Return how many hits an arm gives where none are skipped."""
+    limit = bindparam("limit", type_=BigInteger)
+    if shape.search_type is not SearchType.HYBRID:
+        return limit
+    return func.greatest(bindparam("candidates", type_=Integer), limit, type_=BigInteger)
 
 
 def ranked(hits: AnySelect, name: str) -> CTE:

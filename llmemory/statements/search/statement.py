@@ -106,12 +106,11 @@ def page_of(tables: Tables, shape: SearchShape) -> Subquery:
     if shape.min_score:
         hits = found.subquery("hits_of_any_score")
         found = select(*hits.c).where(hits.c.score >= bindparam("min_score", type_=Float))
-    return (
-        found.order_by(column("score").desc(), column("best_rank"), column("chunk_id"))
-        .limit(bindparam("limit", type_=BigInteger))
-        .offset(bindparam("offset", type_=BigInteger))
-        .subquery("page")
-    )
+    page = found.order_by(column("score").desc(), column("best_rank"), column("chunk_id"))
+    page = page.limit(bindparam("limit", type_=BigInteger))
+    if shape.search_type is not SearchType.VECTOR or shape.index is None:
+        page = page.offset(bindparam("offset", type_=BigInteger))
+    return page.subquery("page")
 
 
 def _with_state(tables: Tables, statement: AnySelect) -> AnySelect:
