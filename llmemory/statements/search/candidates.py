@@ -191,7 +191,7 @@ def _few(tables: Tables, shape: SearchShape, keys: ColumnElement[Any]) -> _Few:
     # Fenced: with the limit in sight, the planner would rather read all documents.
     passing = (
         select(documents.c.document_id)
-        .where(owner_is(documents), *conditions(documents, shape.filters))
+        .where(owner_is(documents), *conditions(documents, shape.filters, leave_few=True))
         .where(select(guess.c.seem_few).scalar_subquery())
         .offset(FENCE)
         .subquery("passing")

@@ -59,7 +59,10 @@ def narrowed(
     if shape.has_filters:
         statement = statement.join(
             documents, and_(owner_is(documents), documents.c.document_id == chunks.c.document_id)
-        ).where(*conditions(documents, shape.filters, by_index=by_index))
+        )
+        leave_few = shape.passing == "few"
+        filters = conditions(documents, shape.filters, by_index=by_index, leave_few=leave_few)
+        statement = statement.where(*filters)
     return statement
 
 
