@@ -8,9 +8,9 @@ from typing import NamedTuple
 from llmemory.search.known_filters import KnownFilter, lies_together
 from llmemory.search.vector_indexes import VectorIndex
 from llmemory.settings import Settings
-from llmemory.statements.search import Passing
+from llmemory.statements.search import Passing, seem_few
 
-__all__ = ["IndexUse", "index_settings", "index_use", "widened"]
+__all__ = ["IndexUse", "index_settings", "index_use", "read_as", "widened"]
 
 MAX_EF_SEARCH = 1000
 
@@ -76,6 +76,13 @@ def index_use(
         return many._replace(ef_search=wide, is_probed=not known.tells_of(query))
     is_around = lies_together(known.near.values(), known.passing / index.vectors)
     return many._replace(ef_search=wide) if is_around else many
+
+
+def read_as(known: KnownFilter | None, hits: int) -> Passing:
+    """Return how to read what passes a filter for `hits` hits where there is no index."""
+    if known is None:
+        return "unknown"
+    return "few" if not known.total or seem_few(known.passing, known.total, hits) else "many"
 
 
 def index_settings(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
@@ -12,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from llmemory.database.drivers import fetch
 from llmemory.database.local_settings import local_settings
 from llmemory.models import Tables
-from llmemory.search.index_use import IndexUse, index_settings, index_use
+from llmemory.search.index_use import IndexUse, index_settings, index_use, read_as
 from llmemory.search.known_filters import KnownFilters
 from llmemory.search.vector_indexes import VectorIndex, VectorIndexes
 from llmemory.settings import Settings
@@ -66,7 +67,8 @@ async def run_search(
         rows = await fetch(connection, text, arguments, past_sqlalchemy=past_sqlalchemy)
     if rows and not shape.has_conditions:
         if "passing" in rows[0]:
-            filters.put_passing(request.owner_id, request.filters, rows[0]["passing"])
+            total = rows[0]["total"] if shape.is_sifted else 0
+            filters.put_passing(request.owner_id, request.filters, rows[0]["passing"], total)
         if shape.is_probed:
             near = rows[0]["near"]
             filters.put_near(request.owner_id, request.filters, request.query.text, near)
@@ -117,6 +119,10 @@ def _prepared(
         index = None
     use = None if index is None else _use(request, index, filters, settings)
     shape = _shape(request, space, index, use, is_large=is_large)
+    if shape.is_sifted:
+        known = filters.get(request.owner_id, request.filters)
+        hits = _pool(request, request.limit + request.offset, settings)
+        shape = replace(shape, passing=read_as(known, hits))
     values: dict[str, Any] = {
         "owner": request.owner_id,
         "limit": request.limit,

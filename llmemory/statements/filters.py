@@ -6,12 +6,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, Text, and_, bindparam, literal_column, select
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    Table,
+    Text,
+    and_,
+    bindparam,
+    literal_column,
+    select,
+)
 
 from llmemory.statements.metadata import metadata_condition, metadata_parameters
 from llmemory.validation.filters import EVERYTHING, Condition, Filters, Group
 
-__all__ = ["FilterShape", "conditions", "parameters", "shape_of"]
+__all__ = ["FilterShape", "conditions", "parameters", "row_conditions", "shape_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,32 +72,39 @@ def parameters(filters: Filters, owner_id: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def conditions(
-    documents: Table, shape: FilterShape, *, by_index: bool = True, leave_few: bool = False
+    documents: Table, shape: FilterShape, *, leave_few: bool = False
 ) -> tuple[ColumnElement[bool], ...]:
-    """Return the conditions of `shape` on `documents`, which the arms of a search share.
+    """Return the conditions of `shape` on `documents`, which indexes may serve.
 
     Args:
         documents: What is filtered.
         shape: The conditions.
-        by_index: Whether an index may serve them, or rows are asked one by one.
-        leave_few: Whether it is known that they leave few, so that one plan serves all values.
+        leave_few: Whether to plan for few that they leave, so that one plan serves all values.
     """
+    return _conditions(documents, shape, by_index=shape.has_index, leave_few=leave_few)
+
+
+def row_conditions(documents: FromClause, shape: FilterShape) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions of `shape` on rows that are asked one after the other."""
+    return _conditions(documents, shape, by_index=False, leave_few=False)
+
+
+def _conditions(
+    documents: FromClause, shape: FilterShape, *, by_index: bool, leave_few: bool
+) -> tuple[ColumnElement[bool], ...]:
     column = documents.c
-    bounds = _few_between if leave_few else _between
     found: list[ColumnElement[bool]] = []
-    if shape.document_type:
-        name = "document_type"
-        if leave_few:
-            found.append(_few_between(column.document_type, name, name))
-        else:
-            found.append(column.document_type == bindparam(name, type_=Text))
+    if shape.document_type and leave_few:
+        found.append(_few_between(column.document_type, "document_type", "document_type"))
+    elif shape.document_type:
+        found.append(column.document_type == bindparam("document_type", type_=Text))
     if shape.id_at_origin:
         found.append(column.id_at_origin == bindparam("id_at_origin", type_=Text))
     if shape.date_from or shape.date_to:
         ends = ("date_from" if shape.date_from else None, "date_to" if shape.date_to else None)
-        found.append(bounds(column.document_date, *ends))
+        between = _few_between if leave_few else _between
+        found.append(between(column.document_date, *ends))
     if shape.metadata != EVERYTHING.shape:
-        by_index = by_index and shape.has_index
         found.append(metadata_condition(documents, shape.metadata, by_index=by_index))
     return tuple(found)
 
@@ -109,8 +125,8 @@ def _few_between(
     That is what it thinks of any two ends that it does not know. Else it would plan for the
     values of each search anew, which takes as long as reading what they leave.
     """
-    ends = (
+    first, last = (
         bindparam(name, type_=column.type) if name else literal_column(f"'{end}'::timestamptz")
         for name, end in ((least, "-infinity"), (most, "infinity"))
     )
-    return column.between(*(select(end).scalar_subquery() for end in ends))
+    return column.between(select(first).scalar_subquery(), select(last).scalar_subquery())

@@ -15,8 +15,8 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Date,
+    FromClause,
     Numeric,
-    Table,
     Text,
     and_,
     bindparam,
@@ -66,7 +66,7 @@ LONGEST_NUMBER = 1000
 
 
 def metadata_condition(
-    documents: Table, shape: Condition | Group, *, by_index: bool
+    documents: FromClause, shape: Condition | Group, *, by_index: bool
 ) -> ColumnElement[bool]:
     """Return `shape` as a condition on the metadata of `documents`.
 
@@ -104,7 +104,7 @@ def _owned(owner_id: str, value: str | tuple[str, ...]) -> str | list[str]:
 
 
 def _built(
-    documents: Table, shape: Condition | Group, numbers: Iterator[int], *, by_index: bool
+    documents: FromClause, shape: Condition | Group, numbers: Iterator[int], *, by_index: bool
 ) -> ColumnElement[bool]:
     if isinstance(shape, Condition):
         return _condition(documents, shape, f"filter_{next(numbers)}", by_index=by_index)
@@ -133,7 +133,7 @@ def _is_indexed(shape: Condition | Group) -> bool:
 
 
 def _condition(
-    documents: Table, condition: Condition, name: str, *, by_index: bool
+    documents: FromClause, condition: Condition, name: str, *, by_index: bool
 ) -> ColumnElement[bool]:
     metadata: ColumnElement[Any] = documents.c.metadata
     if condition.test == "holds":

@@ -43,10 +43,10 @@ def test_the_way_around_what_is_ruled_out(vectors: int, passing: int, ef_search:
         (200_000, None, IndexUse("unknown", 2048, 16_384, 632)),
         (200_000, KnownFilter(2000), IndexUse("few", 2048, 10, 100)),
         (200_000, KnownFilter(100_000), IndexUse("many", 2048, 16_384, 200, is_probed=True)),
-        (200_000, KnownFilter(100_000, {1: 48}), IndexUse("many", 2048, 16_384, 200, True)),
-        (200_000, KnownFilter(100_000, ASKED), IndexUse("many", 2048, 16_384, 200)),
-        (200_000, KnownFilter(100_000, SCATTERED), IndexUse("many", 2048, 16_384, 100)),
-        (200_000, KnownFilter(100_000, TOGETHER), IndexUse("many", 2048, 16_384, 200)),
+        (200_000, KnownFilter(100_000, near={1: 48}), IndexUse("many", 2048, 16_384, 200, True)),
+        (200_000, KnownFilter(100_000, near=ASKED), IndexUse("many", 2048, 16_384, 200)),
+        (200_000, KnownFilter(100_000, near=SCATTERED), IndexUse("many", 2048, 16_384, 100)),
+        (200_000, KnownFilter(100_000, near=TOGETHER), IndexUse("many", 2048, 16_384, 200)),
         (20_000, KnownFilter(10_000), IndexUse("many", 512, 1024, 100)),
     ],
 )
@@ -112,7 +112,7 @@ class TestKnownFilters:
         filters = Filters(id_at_origin="a")
         assert known.get("owner", filters) is None
         known.put_passing("owner", filters, 7)
-        assert known.get("owner", filters) == KnownFilter(7, {}, 160)
+        assert known.get("owner", filters) == KnownFilter(7, expires_s=160)
         assert known.get("another", filters) is None
         clock[0] = 160
         assert known.get("owner", filters) is None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     ColumnElement,
     FromClause,
     Subquery,
+    Table,
     and_,
     exists,
     literal_column,
@@ -15,7 +18,7 @@ from sqlalchemy import (
 
 from llmemory.models import Tables
 from llmemory.statements import AnySelect
-from llmemory.statements.filters import conditions
+from llmemory.statements.filters import conditions, row_conditions
 from llmemory.statements.parameters import owner_is
 from llmemory.statements.search.query_terms import meets_conditions
 from llmemory.statements.search.shape import SearchShape, whole
@@ -31,12 +34,7 @@ SAMPLE = 128
 
 
 def narrowed(
-    tables: Tables,
-    statement: AnySelect,
-    rows: FromClause,
-    shape: SearchShape,
-    *,
-    by_index: bool = True,
+    tables: Tables, statement: AnySelect, rows: FromClause, shape: SearchShape
 ) -> AnySelect:
     """Join what the conditions of `shape` need to `statement`, which reads `rows`.
 
@@ -45,7 +43,6 @@ def narrowed(
         statement: What reads the rows.
         rows: Chunks, or what has their ids.
         shape: The conditions.
-        by_index: Whether indexes may serve the filters, or rows are asked one by one.
     """
     if not shape.is_narrowed:
         return statement
@@ -57,40 +54,48 @@ def narrowed(
     if shape.has_conditions:
         statement = statement.where(meets_conditions(tables, shape))
     if shape.has_filters:
+        leave_few = (shape.index is None and not shape.is_large) or shape.passing == "few"
         statement = statement.join(
             documents, and_(owner_is(documents), documents.c.document_id == chunks.c.document_id)
-        )
-        leave_few = shape.passing == "few"
-        filters = conditions(documents, shape.filters, by_index=by_index, leave_few=leave_few)
-        statement = statement.where(*filters)
+        ).where(*conditions(documents, shape.filters, leave_few=leave_few))
     return statement
 
 
 def passes(tables: Tables, shape: SearchShape, rows: FromClause) -> ColumnElement[bool]:
     """Return whether a chunk of `rows` passes, asked of one row after the other."""
-    chunks = tables.chunks
-    passing: AnySelect = select(literal_column("1")).select_from(chunks)
-    passing = narrowed(tables, passing, chunks, shape, by_index=False)
-    return exists(
-        passing.where(owner_is(chunks), chunks.c.chunk_id == rows.c.chunk_id)
-        .correlate(rows)
-        .offset(FENCE)
-    )
+    chunks, documents = tables.chunks, tables.documents
+    its_own = select(*_filtered(documents, shape)).select_from(chunks)
+    if shape.has_conditions:
+        its_own = its_own.where(meets_conditions(tables, shape))
+    if shape.has_filters:
+        its_own = its_own.join(
+            documents, and_(owner_is(documents), documents.c.document_id == chunks.c.document_id)
+        )
+    its_own = its_own.where(owner_is(chunks), chunks.c.chunk_id == rows.c.chunk_id)
+    return _one_passes(its_own.correlate(rows), shape)
 
 
 def document_passes(tables: Tables, shape: SearchShape, rows: FromClause) -> ColumnElement[bool]:
     """Return whether the document of `rows` passes the filters, asked of one after the other."""
     documents = tables.documents
-    return exists(
-        select(literal_column("1"))
-        .where(
-            owner_is(documents),
-            documents.c.document_id == rows.c.document_id,
-            *conditions(documents, shape.filters, by_index=False),
-        )
-        .correlate(rows)
-        .offset(FENCE)
+    its_own = select(*_filtered(documents, shape)).where(
+        owner_is(documents), documents.c.document_id == rows.c.document_id
     )
+    return _one_passes(its_own.correlate(rows), shape)
+
+
+def _filtered(documents: Table, shape: SearchShape) -> tuple[ColumnElement[Any], ...]:
+    """Return the columns that filters look at, or what is there without them."""
+    column = documents.c
+    looked_at = (column.document_type, column.id_at_origin, column.document_date, column.metadata)
+    return looked_at if shape.has_filters else (literal_column("1").label("one"),)
+
+
+def _one_passes(its_own: AnySelect, shape: SearchShape) -> ColumnElement[bool]:
+    # Fenced: it is found by its key, and not among all that pass.
+    row = its_own.offset(FENCE).subquery("row")
+    statement: AnySelect = select(literal_column("1")).select_from(row)
+    return exists(statement.where(*row_conditions(row, shape.filters)))
 
 
 def sample_of(tables: Tables) -> Subquery:

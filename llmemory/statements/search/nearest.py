@@ -1,9 +1,9 @@
-"""The owner's nearest vectors: read one by one, or found through the owner's HNSW index."""
+"""The owner's nearest vectors, read one by one in the way that suits."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from pgvector.sqlalchemy import HALFVEC
 from sqlalchemy import (
@@ -12,19 +12,14 @@ from sqlalchemy import (
     REAL,
     BigInteger,
     ColumnElement,
-    FromClause,
-    Integer,
     SmallInteger,
-    Text,
-    and_,
     bindparam,
     case,
     cast,
     column,
-    false,
     func,
-    literal_column,
     not_,
+    or_,
     select,
     true,
     union_all,
@@ -32,21 +27,25 @@ from sqlalchemy import (
 
 from llmemory.models import Tables
 from llmemory.statements import AnySelect
+from llmemory.statements.filters import conditions
 from llmemory.statements.parameters import owner_is
-from llmemory.statements.search.narrowing import FENCE, SAMPLE, narrowed, passes, sample_of
-from llmemory.statements.search.shape import SearchShape, first_pool, pool, whole
-from llmemory.statements.vector_indexes import quantized
+from llmemory.statements.search.narrowing import FENCE, narrowed, passes
+from llmemory.statements.search.shape import SearchShape, pool, whole
 
-__all__ = ["NEAREST", "distance_of", "exact", "in_order", "indexed", "near_count", "passing_count"]
+__all__ = [
+    "among",
+    "are_the_owners",
+    "counts",
+    "distance_of",
+    "exact",
+    "nearest",
+    "of_query",
+    "seem_few",
+    "unindexed",
+]
 
-NEAREST = 100
-"""Chunks around a query, of which it is counted how many a filter leaves."""
-
-RESCORED = 16
-"""Candidates by signs for each hit that is wanted; their true distances choose among them."""
-
-LAST = 2**31
-"""The run of what an index did not give."""
+SURELY_FEW = 16
+"""Chunks that are read one by one, whatever the owner has besides."""
 
 
 def exact(tables: Tables, shape: SearchShape) -> AnySelect:
@@ -57,177 +56,139 @@ def exact(tables: Tables, shape: SearchShape) -> AnySelect:
     embeddings = tables.embeddings
     statement = select(embeddings.c.chunk_id, distance_of(tables, shape)).select_from(embeddings)
     statement = narrowed(tables, statement, embeddings, shape)
-    return _nearest(statement.where(*_are_the_owners(tables)), shape)
+    return nearest(statement.where(*are_the_owners(tables)), shape)
 
 
-def indexed(tables: Tables, shape: SearchShape) -> AnySelect:
-    """Return chunk_id, distance and run of the nearest vectors, found in the way that suits.
+def unindexed(tables: Tables, shape: SearchShape) -> AnySelect:
+    """Return the same as ``exact``, found in the way that suits.
 
-    There are as many hits as ``exact`` has. What a filter leaves is read as a whole while it is
-    little, by the filter's own index; else vectors come from the HNSW index, nearest first, until
-    enough of them pass. Should it end before that, all are read. Where nobody knows how much a
-    filter leaves, the statement finds out, and leaves out the other ways at run time.
-
-    The hits are in the order of run, distance and chunk_id, whatever the page: an index gives
-    vectors in runs, each nearest first, of which a later one may begin nearer than the former ends.
-    What is read because the index has ended comes after what it gave, unless that does not make
-    one page.
-
-    Binds ``owner_literal`` and ``space_literal``, without which a prepared plan could not use the
-    index; ``owner_vectors``, about how many there are; ``too_many``, what is not read as a whole;
-    ``most_hits``, for how many the index is asked.
+    What a filter leaves is read as a whole while it is little; else all vectors are compared, and
+    the nearest asked whether they pass until enough do. Where nobody knows how much a filter
+    leaves, the statement finds out, and leaves out the other way at run time.
     """
-    if shape.is_narrowed and shape.passing == "few":
-        return _in_run(_among(tables, shape, few_that_pass(tables, shape)), 0)
-    few = None
-    is_few: ColumnElement[bool] = false()
-    if shape.is_narrowed and shape.passing == "unknown":
-        few = few_that_pass(tables, shape)
-        count = select(func.count()).select_from(few).scalar_subquery()
-        is_few = and_(_seem_few(tables, shape), count < _too_many())
-    through_index = _through_index(tables, shape, is_few)
-    given = select(func.count()).select_from(through_index).scalar_subquery()
-    makes_a_page = given >= first_pool(shape)
-    known = select(through_index.c.chunk_id).where(makes_a_page)
-    rest = exact(tables, shape).where(
-        not_(is_few), given < pool(shape), tables.embeddings.c.chunk_id.not_in(known)
+    if not shape.is_sifted or shape.passing == "few":
+        return exact(tables, shape)
+    if shape.passing == "many":
+        return _sifted(tables, shape)
+    tried = _tried(tables, shape)
+    ways = (
+        whole(among(tables, shape, tried.chunks).where(tried.are_few)),
+        whole(_sifted(tables, shape, tried.are_few)),
     )
-    ways = [select(*through_index.c).where(makes_a_page), whole(_in_run(rest, LAST))]
-    if few is not None:
-        ways.append(whole(_in_run(_among(tables, shape, few).where(is_few), 0)))
-    found = union_all(*ways).subquery("found")
-    return select(found).order_by(*in_order(found)).limit(pool(shape))
+    return select(union_all(*ways).subquery("found"))
 
 
-def in_order(found: FromClause) -> tuple[ColumnElement[Any], ...]:
-    """Return what to order the rows of ``indexed`` by."""
-    return found.c.run, found.c.distance, found.c.chunk_id
+def seem_few(passing: Any, total: Any, hits: Any) -> Any:
+    """Return whether what passes is read sooner than all are compared and asked, nearest first.
+
+    To read one of what passes takes nine times as long as to compare one more vector, to ask one
+    whether it passes twelve times. For each hit as many are asked as there are for each that
+    passes.
+
+    Args:
+        passing: How many pass, a number or an expression, as the others.
+        total: Of how many.
+        hits: How many are wanted.
+    """
+    return 9 * passing * passing < total * (passing + 12 * hits)
 
 
-def passing_count(tables: Tables, shape: SearchShape) -> ColumnElement[int]:
-    """Return how many chunks pass a filter: counted where they are few, else guessed."""
-    count = select(func.count()).select_from(few_that_pass(tables, shape)).scalar_subquery()
-    if shape.passing == "few":
-        return count
-    guess = _guess(tables, shape)
-    guessed = select(guess.c.guessed).scalar_subquery()
-    return case((select(guess.c.seem_few).scalar_subquery(), count), else_=guessed)
+def counts(tables: Tables, shape: SearchShape) -> tuple[ColumnElement[int], ColumnElement[int]]:
+    """Return how many chunks pass, and of how many, which is 0 while those are surely few."""
+    tried = _tried(tables, shape).counted
+    return select(tried.c.passing).scalar_subquery(), select(tried.c.total).scalar_subquery()
 
 
-def near_count(tables: Tables, shape: SearchShape) -> ColumnElement[int]:
-    """Return how many of the nearest chunks pass."""
-    nearest = _by_index(tables, shape).limit(literal_column(str(NEAREST))).subquery("near")
-    passing = select(func.count()).select_from(nearest).where(passes(tables, shape, nearest))
-    return passing.scalar_subquery()
+class _Tried(NamedTuple):
+    counted: CTE
+    chunks: CTE
+    are_few: ColumnElement[bool]
 
 
 @lru_cache(maxsize=1024)
-def _guess(tables: Tables, shape: SearchShape) -> CTE:
-    """Return how many chunks pass as far as a sample tells, and whether that is few."""
-    sample = sample_of(tables)
-    guessed = func.count() * bindparam("owner_vectors", type_=BigInteger) // SAMPLE
-    guess = (
-        select(guessed.label("guessed"), (guessed < _too_many()).label("seem_few"))
-        .select_from(sample)
-        .where(passes(tables, shape, sample))
+def _tried(tables: Tables, shape: SearchShape) -> _Tried:
+    """Return how many chunks pass, those that do if they are few, and whether they are."""
+    documents, chunks = tables.documents, tables.chunks
+    passing_documents = (
+        select(documents.c.document_id, documents.c.chunk_count)
+        .where(owner_is(documents), *conditions(documents, shape.filters, leave_few=True))
+        .cte("tried_documents")
+        .prefix_with("MATERIALIZED")
     )
-    return guess.cte("guess").prefix_with("MATERIALIZED")
-
-
-def _seem_few(tables: Tables, shape: SearchShape) -> ColumnElement[bool]:
-    return select(_guess(tables, shape).c.seem_few).scalar_subquery()
-
-
-@lru_cache(maxsize=1024)
-def few_that_pass(tables: Tables, shape: SearchShape) -> CTE:
-    """Return the chunks that pass; where it is unknown how many, too many of them at most."""
-    chunks = tables.chunks
-    statement = select(chunks.c.chunk_id).select_from(chunks)
-    passing = narrowed(tables, statement, chunks, shape).where(owner_is(chunks))
-    if shape.passing == "unknown":
-        passing = passing.where(_seem_few(tables, shape)).limit(_too_many())
-    return passing.cte("few").prefix_with("MATERIALIZED")
-
-
-def _through_index(tables: Tables, shape: SearchShape, is_few: ColumnElement[bool]) -> CTE:
-    """Return the nearest vectors as the HNSW index finds them, unless few are to be read."""
-    statement = _by_index(tables, shape)
-    if shape.is_narrowed:
-        statement = statement.where(passes(tables, shape, tables.embeddings))
-    if shape.is_narrowed and shape.passing == "unknown":
-        statement = statement.where(not_(is_few))
-    hits = func.least(pool(shape), _literal("most_hits"), type_=BigInteger)
-    if shape.index == "signs":
-        candidates = statement.limit(hits * RESCORED).subquery("candidates")
-        found = _in_run(_nearest(select(candidates), shape), 0)
-    else:
-        # The index gives equals in any order: which of them are hits would depend on the page.
-        found = _in_runs(statement.fetch(hits, with_ties=True))
-    return found.cte("through_index").prefix_with("MATERIALIZED")
-
-
-def _in_runs(found: AnySelect) -> AnySelect:
-    """Add to chunk_id and distance, in the order of an index, which run of it they belong to."""
-    given = found.subquery("given")
-    former = select(
-        given.c.chunk_id,
-        given.c.distance,
-        func.row_number().over().label("place"),
-        func.lag(given.c.distance).over().label("former"),
-    ).subquery("former")
-    begins = case((former.c.distance < former.c.former, 1), else_=0)
-    run = func.sum(begins, type_=Integer).over(order_by=former.c.place)
-    return select(former.c.chunk_id, former.c.distance, run.label("run"))
-
-
-def _in_run(found: AnySelect, number: int) -> AnySelect:
-    hits = found.subquery("hits")
-    return select(
-        hits.c.chunk_id, hits.c.distance, literal_column(str(number), BigInteger).label("run")
+    passing = func.coalesce(func.sum(passing_documents.c.chunk_count, type_=BigInteger), 0)
+    total = (
+        select(func.count())
+        .select_from(tables.embeddings)
+        .where(*are_the_owners(tables))
+        .scalar_subquery()
     )
-
-
-def _by_index(tables: Tables, shape: SearchShape) -> AnySelect:
-    """Return chunk_id and distance of the owner's vectors in the order of the index."""
-    embeddings = tables.embeddings
-    halves = cast(embeddings.c.embedding, HALFVEC(shape.dimensions))
-    distance: ColumnElement[Any] = halves.cosine_distance(_query(shape))
-    order: ColumnElement[Any] = distance
-    if shape.index == "signs":
-        signs = select(quantized(_query(shape), shape.dimensions)).scalar_subquery()
-        order = quantized(halves, shape.dimensions).hamming_distance(signs)
-    return (
-        select(embeddings.c.chunk_id, distance.label("distance"))
-        .where(
-            embeddings.c.owner_id == bindparam("owner_literal", type_=Text, literal_execute=True),
-            embeddings.c.space_id
-            == bindparam("space_literal", type_=SmallInteger, literal_execute=True),
+    counted = (
+        select(
+            passing.label("passing"),
+            case((passing > SURELY_FEW, total), else_=0).label("total"),
         )
-        .order_by(order)
+        .select_from(passing_documents)
+        .cte("counted")
+        .prefix_with("MATERIALIZED")
     )
+    few = or_(counted.c.total == 0, seem_few(counted.c.passing, counted.c.total, pool(shape)))
+    are_few = select(few).scalar_subquery()
+    theirs = (
+        select(chunks.c.chunk_id)
+        .where(owner_is(chunks), chunks.c.document_id == passing_documents.c.document_id)
+        .correlate(passing_documents)
+        .offset(FENCE)
+        .lateral("theirs")
+    )
+    passing_chunks = (
+        select(theirs.c.chunk_id)
+        .select_from(passing_documents.join(theirs, true()))
+        .where(are_few)
+        .cte("tried_chunks")
+        .prefix_with("MATERIALIZED")
+    )
+    return _Tried(counted, passing_chunks, are_few)
 
 
-def _among(tables: Tables, shape: SearchShape, few: CTE) -> AnySelect:
+def _sifted(
+    tables: Tables, shape: SearchShape, are_few: ColumnElement[bool] | None = None
+) -> AnySelect:
+    """Return the nearest that pass: all are put in order, then asked until enough pass."""
+    embeddings = tables.embeddings
+    statement = select(embeddings.c.chunk_id, distance_of(tables, shape)).where(
+        *are_the_owners(tables)
+    )
+    if are_few is not None:
+        statement = statement.where(not_(are_few))
+    # Fenced: what passes is not to be found first.
+    in_order = statement.order_by(column("distance"), embeddings.c.chunk_id).offset(FENCE)
+    all_of_them = in_order.subquery("all_of_them")
+    return nearest(select(all_of_them).where(passes(tables, shape, all_of_them)), shape)
+
+
+def among(tables: Tables, shape: SearchShape, few: CTE) -> AnySelect:
     """Return the nearest of few, each looked up by its key."""
     embeddings = tables.embeddings
     theirs = (
         select(distance_of(tables, shape))
-        .where(*_are_the_owners(tables), embeddings.c.chunk_id == few.c.chunk_id)
+        .where(*are_the_owners(tables), embeddings.c.chunk_id == few.c.chunk_id)
         .correlate(few)
         .offset(FENCE)
         .lateral("theirs")
     )
     joined = few.join(theirs, true())
-    return _nearest(select(few.c.chunk_id, theirs.c.distance).select_from(joined), shape)
+    return nearest(select(few.c.chunk_id, theirs.c.distance).select_from(joined), shape)
 
 
-def _nearest(statement: AnySelect, shape: SearchShape) -> AnySelect:
+def nearest(statement: AnySelect, shape: SearchShape) -> AnySelect:
+    """Return as many of the nearest as are wanted, in order."""
     return statement.order_by(column("distance"), statement.selected_columns.chunk_id).limit(
         pool(shape)
     )
 
 
-def _are_the_owners(tables: Tables) -> tuple[ColumnElement[bool], ...]:
+def are_the_owners(tables: Tables) -> tuple[ColumnElement[bool], ...]:
+    """Return that vectors are the owner's, and of the space."""
     embeddings = tables.embeddings
     return (
         owner_is(embeddings),
@@ -238,11 +199,11 @@ def _are_the_owners(tables: Tables) -> tuple[ColumnElement[bool], ...]:
 def distance_of(tables: Tables, shape: SearchShape) -> ColumnElement[Any]:
     """Return a vector's cosine distance to the query's, read from the table."""
     # Without the cast that the HNSW index has: the planner must not take it where all is read.
-    distance: ColumnElement[Any] = tables.embeddings.c.embedding.cosine_distance(_query(shape))
+    distance: ColumnElement[Any] = tables.embeddings.c.embedding.cosine_distance(of_query(shape))
     return distance.label("distance")
 
 
-def _query(shape: SearchShape) -> ColumnElement[Any]:
+def of_query(shape: SearchShape) -> ColumnElement[Any]:
     """Return the query's vector.
 
     A subquery is run once, where a plan made for any parameter would convert it at every row.
@@ -251,12 +212,3 @@ def _query(shape: SearchShape) -> ColumnElement[Any]:
     # takes ten times as long to write.
     vector = cast(bindparam("embedding", type_=ARRAY(REAL)), HALFVEC(shape.dimensions))
     return select(vector).scalar_subquery()
-
-
-def _too_many() -> ColumnElement[int]:
-    return _literal("too_many")
-
-
-def _literal(name: str) -> ColumnElement[int]:
-    # The planner expects an unknown limit to stop early, and reads the whole table.
-    return bindparam(name, type_=Integer, literal_execute=True)

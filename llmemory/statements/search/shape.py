@@ -24,7 +24,7 @@ from llmemory.types import SearchType
 __all__ = ["Passing", "SearchShape", "first_pool", "pool", "ranked", "whole"]
 
 Passing: TypeAlias = Literal["few", "many", "unknown"]
-"""How many of an indexed owner's chunks pass a filter, for what reads them."""
+"""How many of an owner's chunks pass a filter, for what reads them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class SearchShape:
         highlight: Whether the words of each hit that the query has are read.
         index: What the owner's HNSW index holds: vectors in half precision, or their signs. None
             without an index.
-        passing: With an index, how many chunks are known to pass.
+        passing: How many chunks are known to pass.
         is_probed: Whether it is counted how many of the nearest chunks pass.
         is_large: Whether the owner has so many chunks that its name must stand in the text: a plan
             made for any owner is one for few.
@@ -70,6 +70,12 @@ class SearchShape:
     def is_narrowed(self) -> bool:
         """Whether some of the owner's chunks may be ruled out."""
         return self.has_conditions or self.has_filters
+
+    @property
+    def is_sifted(self) -> bool:
+        """Whether filters alone rule vectors out, and no index finds those that are left."""
+        is_read = self.search_type is not SearchType.TEXT and self.index is None
+        return is_read and self.has_filters and not self.has_conditions
 
 
 def pool(shape: SearchShape) -> ColumnElement[int]:

@@ -29,7 +29,8 @@ from llmemory.statements.driver_text import DriverText, compiled_for
 from llmemory.statements.parameters import owner_is
 from llmemory.statements.search.fusion import fused, single
 from llmemory.statements.search.highlights import matched_words
-from llmemory.statements.search.nearest import near_count, passing_count
+from llmemory.statements.search.indexed import near_count, passing_count
+from llmemory.statements.search.nearest import counts
 from llmemory.statements.search.shape import SearchShape
 from llmemory.statements.search.vectors import vector_arm
 from llmemory.statements.search.words import text_arm
@@ -90,6 +91,9 @@ def _built(tables: Tables, shape: SearchShape) -> AnySelect:
         statement = _with_state(tables, statement)
     if shape.index is not None and shape.is_narrowed and shape.passing != "many":
         statement = statement.add_columns(passing_count(tables, shape).label("passing"))
+    if shape.is_sifted and shape.passing == "unknown":
+        passing, total = counts(tables, shape)
+        statement = statement.add_columns(passing.label("passing"), total.label("total"))
     if shape.is_probed:
         statement = statement.add_columns(near_count(tables, shape).label("near"))
     return _for_one_owner(statement) if shape.is_large else statement

@@ -20,7 +20,8 @@ from sqlalchemy import (
 
 from llmemory.models import Tables
 from llmemory.statements.parameters import owner_is
-from llmemory.statements.search.nearest import distance_of, exact, in_order, indexed
+from llmemory.statements.search.indexed import in_order, indexed
+from llmemory.statements.search.nearest import distance_of, unindexed
 from llmemory.statements.search.shape import SearchShape, ranked
 from llmemory.types import SearchType
 
@@ -33,7 +34,7 @@ def vector_arm(tables: Tables, shape: SearchShape) -> CTE:
     Through an HNSW index a search by meaning alone gets the chunks of its page and no others.
     """
     if shape.index is None:
-        nearest = exact(tables, shape).subquery("nearest")
+        nearest = unindexed(tables, shape).subquery("nearest")
         rank: ColumnElement[int] = _place(nearest)
     elif shape.search_type is SearchType.HYBRID:
         nearest = _in_places(tables, shape)
