@@ -28,6 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.pool import NullPool
 
 from llmemory import AsyncMemory, SearchResult, StorageError
+from llmemory.recent import Recent
 from llmemory.search import index_use
 from llmemory.search.known_filters import PROBES
 from llmemory.statements.search import NEAREST
@@ -287,6 +288,38 @@ async def test_what_is_believed_of_a_filter_changes_no_hit(
     hits = await memory.search(LARGE, QUERY, **options)
     assert len(hits) == len(right) == 15
     assert len(ids(hits) & ids(right)) >= 14
+
+
+@pytest.mark.parametrize("search_type", ["vector", "hybrid"])
+@pytest.mark.parametrize(
+    ("share", "passing"), [("half", 150), ("scattered", 160), ("rare", 2), ("nowhere", 0)]
+)
+async def test_without_an_index_every_way_finds_the_same(
+    memory: AsyncMemory, share: str, passing: int, search_type: str
+) -> None:
+    options: dict[str, Any] = {"search_type": search_type, "limit": 7}
+    everything = await memory.search(SMALL, QUERY, search_type=search_type, limit=SMALL_COUNT)
+    right = [hit.chunk_id for hit in everything if hit.metadata.get(share)]
+    assert len(right) == passing
+    key = {"metadata_filter": {share: True}}
+    filters = checked_filters(memory.settings, **key)
+    known = memory._indexes.filters
+    for believed in (None, (0, 0), (SMALL_COUNT, SMALL_COUNT)):
+        if believed is not None:
+            known.put_passing(SMALL, filters, *believed)
+        found: list[str] = []
+        for offset in range(0, passing + 7, 7):
+            hits = await memory.search(SMALL, QUERY, **options, **key, offset=offset)
+            found += [hit.chunk_id for hit in hits]
+            if believed is None:
+                learned = known.get(SMALL, filters)
+                assert learned is not None
+                assert learned.passing == passing
+                assert learned.total == (SMALL_COUNT if passing > 16 else 0)
+                known._known = Recent(1)
+        if search_type == "vector":
+            assert found == right
+        assert sorted(found) == sorted(right)
 
 
 @pytest.mark.parametrize(("key", "is_wide"), [("half", True), ("scattered", False)])

@@ -10,7 +10,7 @@ import pytest
 
 from llmemory import Settings
 from llmemory.search import known_filters
-from llmemory.search.index_use import IndexUse, index_use, widened
+from llmemory.search.index_use import IndexUse, index_use, read_as, widened
 from llmemory.search.known_filters import PROBES, KnownFilter, KnownFilters, lies_together
 from llmemory.search.vector_indexes import VectorIndex
 from llmemory.validation.filters import Filters
@@ -70,6 +70,25 @@ def test_without_a_filter_the_index_is_searched_as_it_is_set() -> None:
     )
     assert use.ef_search == 77
     assert not use.is_probed
+
+
+@pytest.mark.parametrize(
+    ("known", "hits", "passing"),
+    [
+        (None, 10, "unknown"),
+        (KnownFilter(16), 10, "few"),
+        (KnownFilter(50, 100), 10, "many"),
+        (KnownFilter(100, 2000), 10, "few"),
+        (KnownFilter(1000, 2000), 10, "many"),
+        (KnownFilter(500, 2000), 10, "many"),
+        (KnownFilter(500, 2000), 100, "few"),
+        (KnownFilter(2000, 2000), 1000, "many"),
+    ],
+)
+def test_how_what_passes_is_read_without_an_index(
+    known: KnownFilter | None, hits: int, passing: str
+) -> None:
+    assert read_as(known, hits) == passing
 
 
 @pytest.mark.parametrize("share", [0.02, 0.05, 0.5, 0.9])
