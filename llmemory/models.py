@@ -113,6 +113,7 @@ class Document(Base):
     __table_args__ = (
         UniqueConstraint("owner_id", "external_id"),
         Index(None, "owner_id", "id_at_origin"),
+        Index(None, "owner_id", "document_type"),
         Index(None, "owner_id", "document_date"),
         Index(None, "owner_id", "language"),
         # As owned_metadata() has it: below their owner.

@@ -182,6 +182,21 @@ async def test_selective_filters_use_the_index(
     assert most_rows(plans(), "documents") <= 100
 
 
+@pytest.mark.parametrize("search_type", ["vector", "text", "hybrid"])
+async def test_types_and_dates_are_looked_up(
+    memory: AsyncMemory, plans: Any, search_type: str
+) -> None:
+    rare: dict[str, dict[str, Any]] = {
+        "ix_documents_owner_id_document_type": {"document_type": "email"},
+        "ix_documents_owner_id_document_date": {"date_from": "2031-01-01"},
+    }
+    for index, options in rare.items():
+        assert await memory.search("large", "leave", search_type=search_type, **options) == []
+        assert index in indexes(plans())
+        assert most_rows(plans(), "documents") <= 100
+        plans().clear()
+
+
 async def test_alternatives_are_looked_up_each(memory: AsyncMemory, plans: Any) -> None:
     either = {"$or": [{"number": 5}, {"tags": {"$contains": "tag 7"}}]}
     await memory.list_documents("large", metadata_filter=either)
