@@ -212,7 +212,8 @@ def _asyncpg_arguments(url: str, settings: Settings) -> dict[str, Any]:
     kept.setdefault("application_name", "llmemory")
     query = urlencode(kept, safe="/:,")
     dsn = urlunsplit(("postgresql", parts.netloc, parts.path or "/", query, ""))
-    return {"dsn": dsn, "timeout": timeout}
+    # A hybrid search with filters is longer than what asyncpg keeps plans of, unless told.
+    return {"dsn": dsn, "timeout": timeout, "max_cacheable_statement_size": 0}
 
 
 def _is_valid(url: str) -> bool:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from llmemory.search.known_filters import KnownFilter, lies_together
 from llmemory.search.vector_indexes import VectorIndex
 from llmemory.settings import Settings
-from llmemory.statements.search import Passing, seem_few
+from llmemory.statements.search import RESCORED, Passing, seem_few
 
 __all__ = ["IndexUse", "index_settings", "index_use", "read_as", "widened"]
 
@@ -132,4 +132,6 @@ def _most_hits(index: VectorIndex, passing: int, hits: int) -> int:
     a fifth, PostgreSQL might rather read and sort, so that the hits of a page would depend on it.
     """
     even = min(passing**2 / (2 * max(index.vectors, 1)), index.vectors / 16)
+    if index.holds == "signs":
+        even /= RESCORED
     return max(int(2 ** round(math.log2(max(even, 1)))), hits)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import BindParameter, Dialect
+from sqlalchemy import BindParameter, ColumnClause, Dialect, Label
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from llmemory.statements import AnySelect
@@ -92,5 +92,18 @@ def _compiler(dialect: Dialect) -> type[SQLCompiler]:
             if not bindparam.required:
                 options["literal_binds"] = True
             return super().visit_bindparam(bindparam, *arguments, **options)
+
+        # Schemas and names that say nothing are left out: asyncpg has what is longer than 15 kB
+        # planned at each call.
+        def visit_column(self, column: ColumnClause[Any], *arguments: Any, **options: Any) -> str:
+            name: str = super().visit_column(column, *arguments, **options)
+            schema = getattr(column.table, "schema", None)
+            return name.removeprefix(f"{self.preparer.quote_schema(schema)}.") if schema else name
+
+        def visit_label(self, label: Label[Any], *arguments: Any, **options: Any) -> str:
+            text: str = super().visit_label(label, *arguments, **options)
+            value, _, name = text.rpartition(" AS ")
+            is_column = isinstance(label.element, ColumnClause)
+            return value if is_column and value.endswith(f".{name}") else text
 
     return _compilers.setdefault(dialect.driver, Compiler)

@@ -9,7 +9,8 @@ import pytest
 from integration.clusters import CLUSTERS, SETTINGS, ClusteredEmbedder
 from plugins.memories import MakeMemory
 
-from llmemory import AsyncMemory
+from llmemory import AsyncMemory, Settings
+from llmemory.search import index_use
 
 pytestmark = pytest.mark.anyio
 
@@ -54,6 +55,7 @@ async def test_pages_join_where_hits_are_equal(
     assert await paged(memory, 7, 12, **search) == whole
 
 
+@pytest.mark.parametrize("signs", [False, True])
 @pytest.mark.parametrize("search_type", ["vector", "hybrid"])
 @pytest.mark.parametrize(
     ("metadata_filter", "expected"), [(None, 1200), ({"half": True}, 600), ({"some": True}, 240)]
@@ -64,9 +66,15 @@ async def test_all_pages_have_every_hit_once(
     search_type: str,
     metadata_filter: Any,
     expected: int,
+    signs: bool,
 ) -> None:
     # The index gives some in order, then some more; the rest is read.
-    changed = {"hnsw_ef_search": 10, "hnsw_max_scan_tuples": 700, "candidates": 20}
+    changed: dict[str, Any] = {
+        "hnsw_ef_search": 10,
+        "hnsw_max_scan_tuples": 700,
+        "candidates": 20,
+        "hnsw_signs": signs,
+    }
     memory = await memory_of(make_memory, database_url, range(1200), **changed)
     search: dict[str, Any] = {"search_type": search_type, "metadata_filter": metadata_filter}
     found: list[str] = []
@@ -85,3 +93,20 @@ async def test_ranks_are_places_among_the_hits(make_memory: MakeMemory, database
     assert [hit.vector_rank for hit in hits] == list(range(31, 121))
     similarities = [hit.similarity or 0.0 for hit in hits]
     assert similarities == sorted(similarities, reverse=True)
+
+
+async def test_pages_of_signs_are_nearest_of_what_was_looked_at(
+    make_memory: MakeMemory, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_use, "_most_hits", lambda index, passing, hits: 40)
+    changed = {"hnsw_signs": True, "hnsw_ef_search": 400}
+    memory = await memory_of(make_memory, database_url, range(1200), **changed)
+    found = await paged(memory, 4, 8, search_type="vector")
+    assert len(set(found)) == 32
+    exact = make_memory(
+        database_url, embedder=ClusteredEmbedder(), settings=Settings(hnsw_owner_vectors=10**6)
+    )
+    exact._indexes._expires_s = float("inf")
+    right = await exact.search(OWNER, QUERY, search_type="vector", limit=32)
+    assert len(set(found) & {hit.chunk_id for hit in right}) >= 30
+    assert found[:4] == [hit.chunk_id for hit in right[:4]]

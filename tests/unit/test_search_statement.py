@@ -7,10 +7,11 @@ from threading import Barrier
 
 import pytest
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
 
 from llmemory.models import Tables, tables_for
 from llmemory.statements.filters import FilterShape
-from llmemory.statements.search import SearchShape, search
+from llmemory.statements.search import Passing, SearchShape, search, search_text
 from llmemory.types import SearchType
 
 THREADS = 8
@@ -43,3 +44,19 @@ def test_threads_may_build_the_same_statement_at_once() -> None:
         for number in range(10):
             statements = set(pool.map(built, [tables_for(f"tenant_{number}")] * THREADS))
             assert len(statements) == 1
+
+
+@pytest.mark.parametrize("passing", ["few", "many"])
+@pytest.mark.parametrize("schema", ["llmemory", "an_application"])
+def test_asyncpg_keeps_the_plan_of_a_hybrid_search_on_pools_of_an_application(
+    passing: Passing, schema: str
+) -> None:
+    shape = SearchShape(
+        search_type=SearchType.HYBRID,
+        dimensions=1536,
+        language_given=False,
+        filters=FilterShape(date_from=True),
+        has_conditions=False,
+        passing=passing,
+    )
+    assert len(search_text(asyncpg_dialect(), tables_for(schema), shape).text) <= 15 * 1024

@@ -6,7 +6,7 @@ Every search is one statement. The arms are exact: each reads the owner's own ro
 from __future__ import annotations
 
 from llmemory.statements.search.composable import composable, settings_of
-from llmemory.statements.search.indexed import NEAREST
+from llmemory.statements.search.indexed import NEAREST, RESCORED
 from llmemory.statements.search.nearest import seem_few
 from llmemory.statements.search.query_terms import EXCLUDED
 from llmemory.statements.search.shape import Passing, SearchShape
@@ -15,6 +15,7 @@ from llmemory.statements.search.statement import search, search_text
 __all__ = [
     "EXCLUDED",
     "NEAREST",
+    "RESCORED",
     "Passing",
     "SearchShape",
     "composable",

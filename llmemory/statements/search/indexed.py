@@ -7,17 +7,21 @@ from typing import Any
 
 from pgvector.sqlalchemy import HALFVEC
 from sqlalchemy import (
+    ARRAY,
     CTE,
     BigInteger,
     ColumnElement,
+    Float,
     FromClause,
     Integer,
     SmallInteger,
     Text,
+    Uuid,
     and_,
     bindparam,
     case,
     cast,
+    column,
     false,
     func,
     literal_column,
@@ -30,11 +34,11 @@ from llmemory.models import Tables
 from llmemory.statements import AnySelect
 from llmemory.statements.parameters import owner_is
 from llmemory.statements.search.narrowing import SAMPLE, narrowed, passes, sample_of
-from llmemory.statements.search.nearest import among, exact, nearest, of_query
+from llmemory.statements.search.nearest import among, exact, of_query
 from llmemory.statements.search.shape import SearchShape, first_pool, pool, whole
 from llmemory.statements.vector_indexes import quantized
 
-__all__ = ["NEAREST", "in_order", "indexed", "near_count", "passing_count"]
+__all__ = ["NEAREST", "RESCORED", "in_order", "indexed", "near_count", "passing_count"]
 
 NEAREST = 100
 """Chunks around a query, of which it is counted how many a filter leaves."""
@@ -144,8 +148,7 @@ def _through_index(tables: Tables, shape: SearchShape, is_few: ColumnElement[boo
         statement = statement.where(not_(is_few))
     hits = func.least(pool(shape), _literal("most_hits"), type_=BigInteger)
     if shape.index == "signs":
-        candidates = statement.limit(hits * RESCORED).subquery("candidates")
-        found = _in_run(nearest(select(candidates), shape), 0)
+        found = _in_pages(statement, shape, hits)
     else:
         # The index gives equals in any order: which of them are hits would depend on the page.
         found = _in_runs(statement.fetch(hits, with_ties=True))
@@ -164,6 +167,45 @@ def _in_runs(found: AnySelect) -> AnySelect:
     begins = case((former.c.distance < former.c.former, 1), else_=0)
     run = func.sum(begins, type_=Integer).over(order_by=former.c.place)
     return select(former.c.chunk_id, former.c.distance, run.label("run"))
+
+
+def _in_pages(found: AnySelect, shape: SearchShape, hits: ColumnElement[int]) -> AnySelect:
+    """Return chunk_id, distance and run of the candidates that are nearest, page by page.
+
+    The true order is known of as many as were looked at. For each page there are more of them: it
+    has the nearest that no page before it had.
+    """
+    first, limit = first_pool(shape), bindparam("limit", type_=BigInteger)
+    pages = func.greatest(func.ceil((hits - first) / cast(limit, Float)), 0)
+    most = cast(first + pages * limit, BigInteger) * RESCORED
+    given = found.limit(most).subquery("given")
+    place = func.row_number().over().label("place")
+    candidates = select(given, place).cte("near_by_signs").prefix_with("MATERIALIZED")
+    ids = candidates.c.chunk_id
+
+    def nearest_of(places: ColumnElement[Any], count: ColumnElement[Any]) -> AnySelect:
+        near = select(ids).where(candidates.c.place <= places * RESCORED)
+        return near.order_by(candidates.c.distance, ids).limit(count)
+
+    begin = select(
+        func.array(nearest_of(first, first).scalar_subquery(), type_=ARRAY(Uuid)).label("shown"),
+        literal_column("0", Integer).label("page"),
+    ).cte("pages_before", recursive=True)
+    shown, page = begin.c.shown, begin.c.page
+    former = func.unnest(shown).column_valued("former")
+    more = nearest_of(first + (page + 1) * limit, limit).where(ids.not_in(select(former)))
+    more_ids = func.array(more.correlate(begin).scalar_subquery(), type_=ARRAY(Uuid))
+    turns = begin.union_all(select(shown.concat(more_ids), page + 1).where(page < pages))
+    last = select(turns.c.shown).order_by(turns.c.page.desc()).limit(1).scalar_subquery()
+    hit = (
+        func.unnest(last)
+        .table_valued(column("chunk_id", Uuid), with_ordinality="number", joins_implicitly=True)
+        .render_derived("hit")
+    )
+    run = func.greatest(func.ceil((hit.c.number - first) / cast(limit, Float)), 0)
+    return select(
+        hit.c.chunk_id, candidates.c.distance, cast(run, BigInteger).label("run")
+    ).select_from(hit.join(candidates, ids == hit.c.chunk_id))
 
 
 def _in_run(found: AnySelect, number: int) -> AnySelect:
