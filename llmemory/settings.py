@@ -282,7 +282,8 @@ class Settings(BaseSettings):
         60.0,
         ge=0,
         le=86_400,
-        description="Seconds after which a memory looks again which owners have an HNSW index.",
+        description="Seconds after which a memory looks again which owners have an HNSW index, and "
+        "how much filters leave.",
     )
     word_count_chunks: int = Field(
         10_000,
