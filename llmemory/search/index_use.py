@@ -64,15 +64,19 @@ def index_use(
     unknown = IndexUse("unknown", too_many, most_hits, narrow)
     if not is_narrowed:
         return unknown
-    wide = widened(narrow, vectors=index.vectors, passing=known.passing if known else 0)
+    widest = widened(narrow, vectors=index.vectors, passing=0)
     if known is None:
-        return unknown._replace(ef_search=wide)
+        return unknown._replace(ef_search=widest)
     if known.passing < too_many:
         return unknown._replace(passing="few")
     many = unknown._replace(passing="many")
+    # A query is searched as it was at first, so that its pages are those of one search.
+    if known.found_by == hash(query):
+        return many._replace(ef_search=widest)
+    wide = widened(narrow, vectors=index.vectors, passing=known.passing)
     if wide == narrow:
         return many
-    if not known.is_probed:
+    if not known.is_probed or known.tells_of(query):
         return many._replace(ef_search=wide, is_probed=not known.tells_of(query))
     is_around = lies_together(known.near.values(), known.passing / index.vectors)
     return many._replace(ef_search=wide) if is_around else many

@@ -32,12 +32,14 @@ class KnownFilter:
     Attributes:
         passing: About how many of the owner's chunks pass.
         total: How many chunks the owner has, where there is no index and not few pass.
+        found_by: The hash of the query whose search found that out.
         near: Of the nearest chunks to a query, how many passed, by the hash of the query.
         expires_s: When `passing` is to be found out again.
     """
 
     passing: int
     total: int = 0
+    found_by: int | None = None
     near: Mapping[int, int] = field(default_factory=dict)
     expires_s: float = 0.0
 
@@ -66,18 +68,23 @@ class KnownFilters:
         known = self._known.get((owner_id, _to_the_hour(filters)))
         return known if known is not None and time.monotonic() < known.expires_s else None
 
-    def put_passing(self, owner_id: str, filters: Filters, passing: int, total: int = 0) -> None:
-        """Note how many pass, of how many.
+    def put_passing(
+        self, owner_id: str, filters: Filters, query: str, passing: int, total: int = 0
+    ) -> None:
+        """Note how many pass, of how many, as the search of `query` has found out.
 
         Of old surroundings one is forgotten, to be looked at again.
         """
         old = self._known.get((owner_id, _to_the_hour(filters)))
         near = dict(old.near) if old is not None else {}
+        found_by = hash(query)
         now_s = time.monotonic()
         # One alone, however many searches find out at once, or count again what is known.
-        if near and old is not None and now_s >= old.expires_s:
+        if old is not None and now_s < old.expires_s:
+            found_by = old.found_by or found_by
+        elif near:
             del near[next(iter(near))]
-        known = KnownFilter(passing, total, near, now_s + self._refresh_s)
+        known = KnownFilter(passing, total, found_by, near, now_s + self._refresh_s)
         self._known.put((owner_id, _to_the_hour(filters)), known)
 
     def put_near(self, owner_id: str, filters: Filters, query: str, near: int) -> None:

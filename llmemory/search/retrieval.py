@@ -68,7 +68,10 @@ async def run_search(
     if rows and not shape.has_conditions:
         if "passing" in rows[0]:
             total = rows[0]["total"] if shape.is_sifted else 0
-            filters.put_passing(request.owner_id, request.filters, rows[0]["passing"], total)
+            passing = rows[0]["passing"]
+            filters.put_passing(
+                request.owner_id, request.filters, request.query.text, passing, total
+            )
         if shape.is_probed:
             near = rows[0]["near"]
             filters.put_near(request.owner_id, request.filters, request.query.text, near)

@@ -284,7 +284,7 @@ async def test_what_is_believed_of_a_filter_changes_no_hit(
     }
     right = await exact.search(LARGE, QUERY, **options)
     filters = checked_filters(memory.settings, metadata_filter={share: True})
-    memory._indexes.filters.put_passing(LARGE, filters, believed)
+    memory._indexes.filters.put_passing(LARGE, filters, "", believed)
     hits = await memory.search(LARGE, QUERY, **options)
     assert len(hits) == len(right) == 15
     assert len(ids(hits) & ids(right)) >= 14
@@ -306,7 +306,7 @@ async def test_without_an_index_every_way_finds_the_same(
     known = memory._indexes.filters
     for believed in (None, (0, 0), (SMALL_COUNT, SMALL_COUNT)):
         if believed is not None:
-            known.put_passing(SMALL, filters, *believed)
+            known.put_passing(SMALL, filters, "", *believed)
         found: list[str] = []
         for offset in range(0, passing + 7, 7):
             hits = await memory.search(SMALL, QUERY, **options, **key, offset=offset)

@@ -45,6 +45,16 @@ def test_the_way_around_what_is_ruled_out(vectors: int, passing: int, ef_search:
         (200_000, KnownFilter(100_000), IndexUse("many", 2048, 16_384, 200, is_probed=True)),
         (200_000, KnownFilter(100_000, near={1: 48}), IndexUse("many", 2048, 16_384, 200, True)),
         (200_000, KnownFilter(100_000, near=ASKED), IndexUse("many", 2048, 16_384, 200)),
+        (
+            200_000,
+            KnownFilter(100_000, found_by=hash("asked")),
+            IndexUse("many", 2048, 16_384, 632),
+        ),
+        (
+            200_000,
+            KnownFilter(100_000, near=SCATTERED | ASKED),
+            IndexUse("many", 2048, 16_384, 200),
+        ),
         (200_000, KnownFilter(100_000, near=SCATTERED), IndexUse("many", 2048, 16_384, 100)),
         (200_000, KnownFilter(100_000, near=TOGETHER), IndexUse("many", 2048, 16_384, 200)),
         (20_000, KnownFilter(10_000), IndexUse("many", 512, 1024, 100)),
@@ -130,8 +140,9 @@ class TestKnownFilters:
         known = KnownFilters(refresh_s=60)
         filters = Filters(id_at_origin="a")
         assert known.get("owner", filters) is None
-        known.put_passing("owner", filters, 7)
-        assert known.get("owner", filters) == KnownFilter(7, expires_s=160)
+        known.put_passing("owner", filters, "a query", 7)
+        found = KnownFilter(7, found_by=hash("a query"), expires_s=160)
+        assert known.get("owner", filters) == found
         assert known.get("another", filters) is None
         clock[0] = 160
         assert known.get("owner", filters) is None
@@ -139,8 +150,8 @@ class TestKnownFilters:
     def test_a_week_ago_is_the_same_for_an_hour(self) -> None:
         known = KnownFilters(refresh_s=60)
         week_ago = datetime(2025, 1, 31, 12, 30, 1, 5, UTC)
-        known.put_passing("owner", Filters(date_from=week_ago), 7)
-        known.put_passing("owner", Filters(date_to=week_ago), 8)
+        known.put_passing("owner", Filters(date_from=week_ago), "a query", 7)
+        known.put_passing("owner", Filters(date_to=week_ago), "a query", 8)
         for later, passing in ((29, 7), (30, None)):
             filters = Filters(date_from=week_ago + timedelta(minutes=later))
             found = known.get("owner", filters)
@@ -153,7 +164,7 @@ class TestKnownFilters:
         known = KnownFilters(refresh_s=60)
         filters = Filters(id_at_origin="a")
         known.put_near("owner", filters, "too early", 1)
-        known.put_passing("owner", filters, 7)
+        known.put_passing("owner", filters, "a query", 7)
         # A query that is asked again tells nothing new.
         for near in sorted([*range(PROBES + 2)] * 2):
             known.put_near("owner", filters, f"query {near}", near)
@@ -165,7 +176,7 @@ class TestKnownFilters:
         assert not found.tells_of("too early")
         clock[0] = 160
         for _ in range(3):
-            known.put_passing("owner", filters, 9)
+            known.put_passing("owner", filters, "another", 9)
         found = known.get("owner", filters)
         assert found is not None
         assert (found.passing, found.expires_s) == (9, 220)
