@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from random import Random
 from typing import Any
 
 import pytest
 from integration.clusters import CLUSTERS, SETTINGS, ClusteredEmbedder
 from plugins.memories import MakeMemory
 
-from llmemory import AsyncMemory, Settings
+from llmemory import AsyncMemory, HashEmbedder, Settings
 from llmemory.search import index_use
 
 pytestmark = pytest.mark.anyio
@@ -110,3 +111,28 @@ async def test_pages_of_signs_are_nearest_of_what_was_looked_at(
     right = await exact.search(OWNER, QUERY, search_type="vector", limit=32)
     assert len(set(found) & {hit.chunk_id for hit in right}) >= 30
     assert found[:4] == [hit.chunk_id for hit in right[:4]]
+
+
+async def test_scores_are_the_same_on_all_pages_of_signs(
+    make_memory: MakeMemory, database_url: str
+) -> None:
+    settings = Settings(hnsw_owner_vectors=400, hnsw_signs=True)
+    memory = make_memory(database_url, embedder=HashEmbedder(16), settings=settings)
+    words = "alpha beta gamma delta door red green blue rule house cat dog".split()
+    words += [f"w{number}" for number in range(300)]
+    common = [30] * 12 + [1] * 300
+    random = Random(1)
+    texts = [" ".join(random.choices(words, common, k=random.randint(3, 10))) for _ in range(3000)]
+    await memory.add_documents(
+        {"owner_id": OWNER, "document_name": str(at), "content": text}
+        for at, text in enumerate(texts)
+    )
+    assert (await memory.maintain()).indexes_built == 1
+    for _ in range(40):
+        query = " ".join(random.choices(words, [30] * 12 + [5] * 300, k=3))
+        found = [
+            hit.chunk_id
+            for offset in (0, 100, 200)
+            for hit in await memory.search(OWNER, query, limit=100, offset=offset)
+        ]
+        assert len(set(found)) == len(found)

@@ -71,8 +71,12 @@ def fused(tables: Tables, shape: SearchShape, vector: CTE, words: CTE) -> AnySel
 
 
 def _share(value: ColumnElement[Any], arm: CTE) -> ColumnElement[Any]:
-    """Return which part of the arm's highest value `value` is, 0 to 1."""
-    highest = select(func.max(arm.c.highest, type_=Float)).scalar_subquery()
+    """Return which part of the arm's highest value `value` is, 0 to 1.
+
+    That of its candidates, since an index may give a nearer vector to a later page.
+    """
+    are_candidates = arm.c.rank <= bindparam("candidates", type_=Integer)
+    highest = select(func.max(arm.c.value, type_=Float)).where(are_candidates).scalar_subquery()
     positive = func.nullif(func.greatest(highest, 0.0), 0.0, type_=Float)
     return func.coalesce(func.greatest(value, 0.0) / positive, 0.0, type_=Float)
 
