@@ -93,3 +93,44 @@ async def test_a_filter_that_leaves_most_keeps_the_rarer_words(make_memory: Make
     rare = {str(n) for n in range(100, 2100, 100)}
     assert rare <= {hit.document_name for hit in hits}
     assert "0" not in {hit.document_name for hit in hits}
+
+
+@pytest.mark.parametrize("search_type", ["text", "hybrid"])
+@pytest.mark.parametrize(
+    ("query", "filters", "matching"),
+    [
+        ("common rare", {}, 2100),
+        ("word7 usual", {}, 2100 - 21),
+        ("common", {"metadata_filter": {"even": True}}, 1050),
+        ('common "text usual" word3', {}, 2079),
+        ("rare word4", {"metadata_filter": {"number": {"$gte": 60}}}, 20 + 68),
+    ],
+)
+async def test_pages_have_every_hit_once(
+    make_memory: MakeMemory, search_type: str, query: str, filters: Any, matching: int
+) -> None:
+    memory = await filled(make_memory)
+    options = {"search_type": search_type, "limit": 90, **filters}
+    found: list[str] = []
+    offset = 0
+    while hits := await memory.search("acme", query, offset=offset, **options):
+        scores = [hit.score for hit in hits]
+        assert scores == sorted(scores, reverse=True)
+        found += [hit.chunk_id for hit in hits]
+        offset += 90
+    assert len(set(found)) == len(found)
+    if search_type == "text":
+        assert len(found) == matching
+
+
+async def test_ranks_and_shares_are_the_same_on_all_pages(make_memory: MakeMemory) -> None:
+    memory = await filled(make_memory)
+    query = "common usual word7"
+    whole = await memory.search("acme", query, search_type="text", limit=1000)
+    assert [hit.text_rank for hit in whole] == list(range(1, 1001))
+    best = whole[0].lexical_score or 0.0
+    for offset in (0, 60, 900, 1500):
+        hits = await memory.search("acme", query, search_type="text", limit=30, offset=offset)
+        assert [hit.text_rank for hit in hits] == list(range(offset + 1, offset + 31))
+        for hit in hits:
+            assert hit.score == pytest.approx(min((hit.lexical_score or 0.0) / best, 1.0))

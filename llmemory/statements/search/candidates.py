@@ -14,6 +14,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    column,
     false,
     func,
     literal_column,
@@ -39,7 +40,7 @@ from llmemory.statements.search.narrowing import (
 )
 from llmemory.statements.search.query_terms import meets_conditions
 from llmemory.statements.search.rarity import keys_by_rarity, query_weights, term_counts
-from llmemory.statements.search.shape import SearchShape, pool, whole
+from llmemory.statements.search.shape import SearchShape, first_pool, pool, whole
 
 __all__ = ["candidates", "score_of"]
 
@@ -60,14 +61,17 @@ def candidates(tables: Tables, shape: SearchShape) -> CTE:
     What a common term alone would add is many chunks with low scores. So terms are taken from the
     rarest on, as long as they promise no more than ``candidates_by_words`` chunks; the others only
     add to scores. Where the rarer ones find few, the next one gives some of its chunks, and all
-    terms do where even that, with a filter, does not fill the page. If the filter is what leaves
-    few, all that it leaves are scored instead.
+    terms do where even that, with a filter, does not fill the first page. If the filter is what
+    leaves few, all that it leaves are scored instead.
+
+    All pages have the same candidates, in order of their scores. What pages deeper than that need
+    is ``is_beyond`` them: the best of all other chunks with one of the terms.
     """
     chunks = tables.chunks
     keys = keys_by_rarity(term_counts(tables, shape))
     rare, following, every, is_common = (
-        select(column).scalar_subquery()
-        for column in (keys.c.rare, keys.c.following, keys.c.every, keys.c.is_common)
+        select(key).scalar_subquery()
+        for key in (keys.c.rare, keys.c.following, keys.c.every, keys.c.is_common)
     )
     wanted = bindparam("candidates_by_words", type_=Integer)
     is_rare, is_following = terms_of(chunks).overlap(rare), terms_of(chunks).contains(following)
@@ -83,7 +87,7 @@ def candidates(tables: Tables, shape: SearchShape) -> CTE:
         .cte("rare_candidates")
         .prefix_with("MATERIALIZED")
     )
-    is_short = _are_fewer(func.greatest(wanted / ENOUGH, pool(shape)), found)
+    is_short = _are_fewer(func.greatest(wanted / ENOUGH, first_pool(shape)), found)
     are_all = are_few_if(is_short)
     is_everywhere = select(keys.c.is_everywhere).scalar_subquery()
     looked_up = _scored(tables, shape, is_short, not_(are_all), is_following, not_(is_rare))
@@ -95,18 +99,28 @@ def candidates(tables: Tables, shape: SearchShape) -> CTE:
             whole(looked_up.where(not_(is_everywhere)).limit(wanted)), whole(met.limit(wanted))
         )
     others = more.cte("following_candidates").prefix_with("MATERIALIZED")
-    rest = _scored(
-        tables,
-        shape,
-        _are_fewer(pool(shape), found, others),
-        not_(are_all),
-        terms_of(chunks).overlap(every),
-        not_(is_rare),
-        or_(following.is_(None), not_(is_following)),
-    ).limit(pool(shape))
-    parts = [select(found).where(not_(are_all)), select(others), whole(rest)]
+    known = union_all(select(found.c.chunk_id), select(others.c.chunk_id))
+    rest = (
+        _scored(
+            tables,
+            shape,
+            _are_fewer(pool(shape), found, others),
+            not_(are_all),
+            terms_of(chunks).overlap(every),
+            chunks.c.chunk_id.not_in(known),
+        )
+        .order_by(column("lexical_score").desc(), column("chunk_id"))
+        .limit(pool(shape))
+    )
+    fill_a_page = not_(_are_fewer(first_pool(shape), found, others))
+    parts = [
+        _placed(found, false()).where(not_(are_all)),
+        _placed(others, false()),
+        whole(_placed(rest.subquery("rest"), fill_a_page)),
+    ]
     if few is not None:
-        parts.append(select(few.scored).where(few.scored.c.lexical_score.is_not(None), are_all))
+        scored = _placed(few.scored, false())
+        parts.append(scored.where(few.scored.c.lexical_score.is_not(None), are_all))
     return union_all(*parts).cte("candidates")
 
 
@@ -131,6 +145,10 @@ def _scored(tables: Tables, shape: SearchShape, *wanted: ColumnElement[bool]) ->
         wanted = (document_passes(tables, shape, rows),)
     score = score_of(tables, shape, rows).label("lexical_score")
     return select(rows.c.chunk_id, score).where(*wanted)
+
+
+def _placed(rows: FromClause, is_beyond: ColumnElement[bool]) -> AnySelect:
+    return select(rows.c.chunk_id, rows.c.lexical_score, is_beyond.label("is_beyond"))
 
 
 def _are_fewer(enough: ColumnElement[int], *parts: CTE) -> ColumnElement[bool]:

@@ -29,18 +29,25 @@ __all__ = ["fused", "single"]
 
 
 def single(arm: CTE, search_type: SearchType) -> AnySelect:
-    """Return the hits of one arm alone, with scores from 0 to 1."""
+    """Return one page of the hits of one arm alone, with scores from 0 to 1.
+
+    The page is ranked by value: those of another may have higher ones.
+    """
+    limit, offset = bindparam("limit", type_=BigInteger), bindparam("offset", type_=BigInteger)
+    hit = select(arm).order_by(arm.c.rank).limit(limit).offset(offset).subquery("hit").c
+    rank = func.row_number().over(order_by=(hit.value.desc(), hit.rank)) + offset
     # Typed, since a NULL alone would be a text to what reads them.
     no_value, no_rank = cast(null(), Float), cast(null(), BigInteger)
-    score: ColumnElement[Any]
+    share: ColumnElement[Any]
     values: tuple[ColumnElement[Any], ...]
     if search_type is SearchType.VECTOR:
-        score = func.least(func.greatest(arm.c.value, 0.0), 1.0)
-        values = (arm.c.value, no_value, arm.c.rank, no_rank)
+        share = hit.value
+        values = (hit.value, no_value, rank, no_rank)
     else:
-        score = func.coalesce(arm.c.value / func.nullif(arm.c.highest, 0.0, type_=Float), 0.0)
-        values = (no_value, arm.c.value, no_rank, arm.c.rank)
-    return _found(arm.c.chunk_id, score, arm.c.rank, *values)
+        share = _share(hit.value, arm)
+        values = (no_value, hit.value, no_rank, rank)
+    score = func.least(func.greatest(share, 0.0), 1.0)
+    return _found(hit.chunk_id, score, rank, *values)
 
 
 def fused(tables: Tables, shape: SearchShape, vector: CTE, words: CTE) -> AnySelect:
@@ -71,13 +78,12 @@ def fused(tables: Tables, shape: SearchShape, vector: CTE, words: CTE) -> AnySel
 
 
 def _share(value: ColumnElement[Any], arm: CTE) -> ColumnElement[Any]:
-    """Return which part of the arm's highest value `value` is, 0 to 1.
+    """Return which part of the value of the arm's first hit `value` is, 0 without one above 0.
 
-    That of its candidates, since an index may give a nearer vector to a later page.
+    What follows the candidates may have more.
     """
-    are_candidates = arm.c.rank <= bindparam("candidates", type_=Integer)
-    highest = select(func.max(arm.c.value, type_=Float)).where(are_candidates).scalar_subquery()
-    positive = func.nullif(func.greatest(highest, 0.0), 0.0, type_=Float)
+    first = select(arm.c.value).where(arm.c.rank == 1).scalar_subquery()
+    positive = func.nullif(func.greatest(first, 0.0), 0.0, type_=Float)
     return func.coalesce(func.greatest(value, 0.0) / positive, 0.0, type_=Float)
 
 

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from sqlalchemy import (
-    CTE,
     BigInteger,
     ColumnElement,
-    Float,
     Integer,
     bindparam,
     func,
@@ -21,7 +19,7 @@ from llmemory.statements.filters import FilterShape
 from llmemory.statements.vector_indexes import Held
 from llmemory.types import SearchType
 
-__all__ = ["Passing", "SearchShape", "first_pool", "pool", "ranked", "whole"]
+__all__ = ["Passing", "SearchShape", "first_pool", "pool", "whole"]
 
 Passing: TypeAlias = Literal["few", "many", "unknown"]
 """How many of an owner's chunks pass a filter, for what reads them."""
@@ -91,14 +89,6 @@ def first_pool(shape: SearchShape) -> ColumnElement[int]:
     if shape.search_type is not SearchType.HYBRID:
         return limit
     return func.greatest(bindparam("candidates", type_=Integer), limit, type_=BigInteger)
-
-
-def ranked(hits: AnySelect, name: str) -> CTE:
-    """Add to chunk_id, value and rank of hits the highest value among them."""
-    hit = hits.subquery("hits").c
-    return select(
-        hit.chunk_id, hit.value, hit.rank, func.max(hit.value, type_=Float).over().label("highest")
-    ).cte(name)
 
 
 def whole(statement: AnySelect) -> AnySelect:

@@ -112,7 +112,7 @@ def page_of(tables: Tables, shape: SearchShape) -> Subquery:
         found = select(*hits.c).where(hits.c.score >= bindparam("min_score", type_=Float))
     page = found.order_by(column("score").desc(), column("best_rank"), column("chunk_id"))
     page = page.limit(bindparam("limit", type_=BigInteger))
-    if shape.search_type is not SearchType.VECTOR or shape.index is None:
+    if shape.search_type is SearchType.HYBRID:
         page = page.offset(bindparam("offset", type_=BigInteger))
     return page.subquery("page")
 

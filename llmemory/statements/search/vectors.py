@@ -6,12 +6,10 @@ from typing import Any
 
 from sqlalchemy import (
     CTE,
-    BigInteger,
     ColumnElement,
     Float,
     Integer,
     SmallInteger,
-    Subquery,
     bindparam,
     func,
     literal_column,
@@ -22,44 +20,31 @@ from llmemory.models import Tables
 from llmemory.statements.parameters import owner_is
 from llmemory.statements.search.indexed import in_order, indexed
 from llmemory.statements.search.nearest import distance_of, unindexed
-from llmemory.statements.search.shape import SearchShape, ranked
+from llmemory.statements.search.shape import SearchShape
 from llmemory.types import SearchType
 
 __all__ = ["similarity_of", "vector_arm"]
 
 
 def vector_arm(tables: Tables, shape: SearchShape) -> CTE:
-    """Return the nearest chunks: chunk_id, value (the cosine similarity), rank, highest.
-
-    Through an HNSW index a search by meaning alone gets the chunks of its page and no others.
-    """
+    """Return the nearest chunks: chunk_id, value (the cosine similarity), rank."""
     if shape.index is None:
         nearest = unindexed(tables, shape).subquery("nearest")
-        rank: ColumnElement[int] = _place(nearest)
-    elif shape.search_type is SearchType.HYBRID:
-        nearest = _in_places(tables, shape)
+        order: tuple[ColumnElement[Any], ...] = (nearest.c.distance, nearest.c.chunk_id)
+    else:
+        nearest = indexed(tables, shape).subquery("nearest")
+        order = in_order(nearest)
+    if shape.index is not None and shape.search_type is SearchType.HYBRID:
+        place = func.row_number().over(order_by=order).label("place")
+        nearest = select(nearest, place).subquery("placed")
         # What comes after the candidates keeps its place, however much of that is asked for.
         beyond = func.greatest(nearest.c.place - bindparam("candidates", type_=Integer), 0)
-        rank = _place(nearest, beyond)
-    else:
-        offset = bindparam("offset", type_=BigInteger)
-        found = indexed(tables, shape).subquery("found")
-        page = select(found).order_by(*in_order(found)).offset(offset)
-        nearest = page.limit(bindparam("limit", type_=BigInteger)).subquery("nearest")
-        rank = _place(nearest) + offset
-    similarity = _similarity(nearest.c.distance)
-    hits = select(nearest.c.chunk_id, similarity.label("value"), rank.label("rank"))
-    return ranked(hits, "vector_arm")
-
-
-def _in_places(tables: Tables, shape: SearchShape) -> Subquery:
-    found = indexed(tables, shape).subquery("found")
-    place = func.row_number().over(order_by=in_order(found))
-    return select(found, place.label("place")).subquery("nearest")
-
-
-def _place(nearest: Subquery, *first: ColumnElement[Any]) -> ColumnElement[int]:
-    return func.row_number().over(order_by=(*first, nearest.c.distance, nearest.c.chunk_id))
+        order = (beyond, nearest.c.distance, nearest.c.chunk_id)
+    return select(
+        nearest.c.chunk_id,
+        _similarity(nearest.c.distance).label("value"),
+        func.row_number().over(order_by=order).label("rank"),
+    ).cte("vector_arm")
 
 
 def similarity_of(

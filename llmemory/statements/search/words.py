@@ -14,29 +14,24 @@ from sqlalchemy import CTE, ColumnElement, func, select
 from llmemory.models import Tables
 from llmemory.statements.parameters import owner_is
 from llmemory.statements.search.candidates import candidates, score_of
-from llmemory.statements.search.shape import SearchShape, pool, ranked
+from llmemory.statements.search.shape import SearchShape, pool
 
 __all__ = ["lexical_score_of", "text_arm"]
 
 
 def text_arm(tables: Tables, shape: SearchShape) -> CTE:
-    """Return the chunks with the best words: chunk_id, value (the BM25 score), rank, highest."""
+    """Return the chunks with the best words: chunk_id, value (the BM25 score), rank."""
     scored = candidates(tables, shape)
-    best = (
-        select(scored.c.chunk_id, scored.c.lexical_score)
-        .order_by(scored.c.lexical_score.desc(), scored.c.chunk_id)
-        .limit(pool(shape))
-        .subquery("best")
-    )
-    return ranked(
+    in_order = (scored.c.is_beyond, scored.c.lexical_score.desc(), scored.c.chunk_id)
+    return (
         select(
-            best.c.chunk_id,
-            best.c.lexical_score.label("value"),
-            func.row_number()
-            .over(order_by=(best.c.lexical_score.desc(), best.c.chunk_id))
-            .label("rank"),
-        ),
-        "text_arm",
+            scored.c.chunk_id,
+            scored.c.lexical_score.label("value"),
+            func.row_number().over(order_by=in_order).label("rank"),
+        )
+        .order_by(*in_order)
+        .limit(pool(shape))
+        .cte("text_arm")
     )
 
 
