@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
+from pydantic_core import to_json
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from llmemory.database.drivers import fetch
@@ -134,7 +135,7 @@ def _prepared(
     }
     if embedding is not None:
         values["space"] = space.space_id
-        values["embedding"] = embedding.tolist()
+        values["embedding"] = to_json(embedding.tolist()).decode()
     if request.min_score is not None:
         values["min_score"] = request.min_score
     if request.context_window:

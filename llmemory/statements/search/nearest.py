@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 from pgvector.sqlalchemy import HALFVEC
 from sqlalchemy import (
-    ARRAY,
     CTE,
-    REAL,
     BigInteger,
     ColumnElement,
     SmallInteger,
+    Text,
     bindparam,
     case,
     cast,
@@ -208,7 +207,7 @@ def of_query(shape: SearchShape) -> ColumnElement[Any]:
 
     A subquery is run once, where a plan made for any parameter would convert it at every row.
     """
-    # As an array: a caller who registered pgvector's codecs would break a bound vector, and text
-    # takes ten times as long to write.
-    vector = cast(bindparam("embedding", type_=ARRAY(REAL)), HALFVEC(shape.dimensions))
-    return select(vector).scalar_subquery()
+    # As text: a caller who registered pgvector's codecs would break a bound vector, and drivers
+    # take longer to write a list number by number.
+    text = cast(bindparam("embedding", type_=Text), Text)
+    return select(cast(text, HALFVEC(shape.dimensions))).scalar_subquery()

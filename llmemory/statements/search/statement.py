@@ -57,7 +57,7 @@ def search(tables: Tables, shape: SearchShape) -> AnySelect:
     """Return the search of `shape`.
 
     Binds ``owner``, ``limit``, ``offset`` and the filters; with a vector arm ``space`` and
-    ``embedding`` (the vector as a list); with a word arm ``query_text`` and ``language`` if given;
+    ``embedding`` (the vector as text); with a word arm ``query_text`` and ``language`` if given;
     with both ``alpha``, the vector arm's weight, ``pool``, the hits of each arm, and
     ``candidates``, how many of them are ranked. Where the shape asks for it ``min_score``,
     ``context_window`` and, for highlights, ``query_text``.
