@@ -21,7 +21,13 @@ from llmemory.settings import Settings
 from llmemory.spaces import SEARCHED, Space, mismatch, stored_spaces, usable_space
 from llmemory.statements import AnySelect
 from llmemory.statements.filters import parameters, shape_of
-from llmemory.statements.search import EXCLUDED, SearchShape, composable, search_text
+from llmemory.statements.search import (
+    EXCLUDED,
+    ROWS_IF_PLANNED,
+    SearchShape,
+    composable,
+    search_text,
+)
 from llmemory.text.highlighting import highlighted
 from llmemory.types import HalfVectors, SearchResult, SearchType
 from llmemory.validation.searches import SearchRequest
@@ -131,6 +137,7 @@ def _prepared(
         "owner": request.owner_id,
         "limit": request.limit,
         "offset": request.offset,
+        "rows_if_planned": ROWS_IF_PLANNED,
         **parameters(request.filters, request.owner_id),
     }
     if embedding is not None:

@@ -11,10 +11,11 @@ import pytest
 from integration.helpers import fetch
 from plugins.plans import indexes, most_rows
 from plugins.server import fresh_database
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from llmemory import AsyncMemory, HashEmbedder
+from llmemory import AsyncMemory, HashEmbedder, Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -238,3 +239,20 @@ async def test_a_turn_of_the_queue_reads_no_more_than_its_portion(
     assert not whole_tables(plans())
     assert most_rows(plans(), "chunks") <= 20
     assert most_rows(plans(), "embeddings") <= DOCUMENTS
+
+
+@pytest.mark.parametrize("search_type", ["vector", "text", "hybrid"])
+async def test_a_search_of_a_small_owner_beside_large_ones_is_not_planned_anew(
+    filled: str, search_type: str
+) -> None:
+    async with AsyncMemory(filled, embedder=HashEmbedder(), settings=Settings(pool_size=1)) as own:
+        await own.add_document("small", "only", "Days of leave number 1 of all.")
+        for number in range(12):
+            assert await own.search("small", f"leave {number}", search_type=search_type)
+        plans = text(
+            "SELECT generic_plans, custom_plans FROM pg_prepared_statements "
+            "WHERE statement LIKE '%best_rank%' AND statement NOT LIKE '%pg_prepared%'"
+        )
+        async with own._database.connect() as connection:
+            (counted,) = await connection.execute(plans)
+        assert tuple(counted) == (7, 5)

@@ -10,12 +10,13 @@ from llmemory.statements.search.indexed import NEAREST, RESCORED
 from llmemory.statements.search.nearest import seem_few
 from llmemory.statements.search.query_terms import EXCLUDED
 from llmemory.statements.search.shape import Passing, SearchShape
-from llmemory.statements.search.statement import search, search_text
+from llmemory.statements.search.statement import ROWS_IF_PLANNED, search, search_text
 
 __all__ = [
     "EXCLUDED",
     "NEAREST",
     "RESCORED",
+    "ROWS_IF_PLANNED",
     "Passing",
     "SearchShape",
     "composable",

@@ -8,6 +8,7 @@ from typing import Any, cast
 from sqlalchemy import (
     BigInteger,
     BindParameter,
+    ColumnElement,
     Dialect,
     Float,
     Integer,
@@ -16,6 +17,8 @@ from sqlalchemy import (
     bindparam,
     column,
     func,
+    literal_column,
+    or_,
     select,
     true,
 )
@@ -38,12 +41,24 @@ from llmemory.statements.spaces import state_of
 from llmemory.statements.values import read_json
 from llmemory.types import SearchType
 
-__all__ = ["building", "page_of", "search", "search_text", "with_context", "with_documents"]
+__all__ = [
+    "ROWS_IF_PLANNED",
+    "building",
+    "page_of",
+    "search",
+    "search_text",
+    "with_context",
+    "with_documents",
+]
 
 building = ProcessLock()
 """To be held while one is built. Parts of a statement are shared by being cached: built in two
 threads at once, it would have some of one thread's and some of the other's, which are not the same
 to SQLAlchemy."""
+
+ROWS_IF_PLANNED = 2_000_000
+"""Rows that PostgreSQL expects to count if it plans for the values at hand: a cost of 25,000, less
+than what it takes to compile a plan."""
 
 MOST_TEXTS = 1024
 # By driver and not by dialect: each engine has a dialect of its own.
@@ -60,7 +75,8 @@ def search(tables: Tables, shape: SearchShape) -> AnySelect:
     ``embedding`` (the vector as text); with a word arm ``query_text`` and ``language`` if given;
     with both ``alpha``, the vector arm's weight, ``pool``, the hits of each arm, and
     ``candidates``, how many of them are ranked. Where the shape asks for it ``min_score``,
-    ``context_window`` and, for highlights, ``query_text``.
+    ``context_window`` and, for highlights, ``query_text``; for all but large owners
+    ``rows_if_planned``, ``ROWS_IF_PLANNED``.
 
     Served by the key of embeddings (vector arm) and by ``ix_chunks_terms`` (word arm), then by the
     keys of chunks and documents for the hits.
@@ -82,7 +98,11 @@ def search_text(dialect: Dialect, tables: Tables, shape: SearchShape) -> DriverT
 
 
 def _built(tables: Tables, shape: SearchShape) -> AnySelect:
-    statement = with_documents(tables, page_of(tables, shape))
+    page = page_of(tables, shape)
+    statement = with_documents(tables, page)
+    if not shape.is_large:
+        # Short of that, the second half would be looked at.
+        statement = statement.where(or_(page.c.score.is_not(None), _plan_is_kept()))
     if shape.context:
         statement = with_context(tables, statement)
     if shape.highlight:
@@ -97,6 +117,17 @@ def _built(tables: Tables, shape: SearchShape) -> AnySelect:
     if shape.is_probed:
         statement = statement.add_columns(near_count(tables, shape).label("near"))
     return _for_one_owner(statement) if shape.is_large else statement
+
+
+def _plan_is_kept() -> ColumnElement[bool]:
+    """Return what is dear to find out as soon as its parameter is known, and is never asked.
+
+    A statement is planned anew at each call if that promises to be cheaper than a plan for any
+    values. Where some owners are large, it does for all others, and takes longer than running it.
+    """
+    rows = func.generate_series(literal_column("1"), bindparam("rows_if_planned", type_=BigInteger))
+    count = select(func.count()).select_from(rows.alias("never")).scalar_subquery()
+    return count > literal_column("0")
 
 
 def page_of(tables: Tables, shape: SearchShape) -> Subquery:
