@@ -29,7 +29,8 @@ class Connections:
         await self._watcher.close()
 
     async def _watch(self) -> None:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1"
+        query = """SELECT count(*) FROM pg_stat_activity
+            WHERE application_name = $1 AND datname = current_database()"""
         while True:
             self.most = max(self.most, await self._watcher.fetchval(query, self._name))
             await asyncio.sleep(0.005)

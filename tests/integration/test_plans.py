@@ -241,6 +241,7 @@ async def test_a_turn_of_the_queue_reads_no_more_than_its_portion(
     assert most_rows(plans(), "embeddings") <= DOCUMENTS
 
 
+@pytest.mark.direct("a pooler has each statement planned anew")
 @pytest.mark.parametrize("search_type", ["vector", "text", "hybrid"])
 async def test_a_search_of_a_small_owner_beside_large_ones_is_not_planned_anew(
     filled: str, search_type: str
