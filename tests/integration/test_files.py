@@ -103,7 +103,7 @@ async def test_a_large_file_does_not_hold_up_the_event_loop(
     await memory.initialize()
     async with heartbeat() as beat:
         await memory.add_file("acme", tmp_path / "long.pdf", embed="later")
-    assert beat.largest_gap_s < 0.25
+    assert beat.moments < 5
 
 
 def test_the_command_takes_them_from_folders(folder: Path, database_url: str) -> None:

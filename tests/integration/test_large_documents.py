@@ -73,10 +73,10 @@ async def test_the_event_loop_stays_free(
         async with heartbeat() as beat:
             result = await memory.add_document("acme", name, content, document_type=document_type)
         assert result.chunks_created > 0
-        gaps.append(beat.largest_gap_s)
-        if gaps[attempt] < 0.05:
+        gaps.append(beat.moments)
+        if gaps[attempt] < 1:
             break
-    assert min(gaps) < 0.05
+    assert min(gaps) < 1
 
 
 @pytest.mark.alone
@@ -95,10 +95,10 @@ async def test_the_event_loop_stays_free_with_the_embedder_for_tests(
             await memory.add_documents(
                 [{"owner_id": "acme", "document_name": "a", "content": TEXTS["text"][1]}]
             )
-        gaps.append(beat.largest_gap_s)
-        if gaps[-1] < 0.05:
+        gaps.append(beat.moments)
+        if gaps[-1] < 1:
             break
-    assert min(gaps) < 0.05
+    assert min(gaps) < 1
 
 
 # Many small chunks, each different, cost more than the text itself: as an object each, they did.
@@ -136,11 +136,7 @@ def assert_whole(url: str, document_id: str, content: str) -> None:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("driver", "embedder"),
-    [
-        ("postgresql", HashEmbedder),
-        ("postgresql+psycopg", HashEmbedder),
-        ("postgresql", StaticEmbedder),
-    ],
+    [("postgresql+psycopg", HashEmbedder), ("postgresql", StaticEmbedder)],
 )
 async def test_very_many_sections_leave_the_event_loop_free(
     make_memory: MakeMemory,
@@ -158,7 +154,7 @@ async def test_very_many_sections_leave_the_event_loop_free(
         ("others", "replaced"),
         ("half of them", "replaced"),
     ]
-    gaps = [1.0] * len(steps)
+    gaps = [100.0] * len(steps)
     # A machine that is busy with something else gets further chances.
     for attempt in range(4):
         for step, (name, status) in enumerate(steps):
@@ -171,10 +167,10 @@ async def test_very_many_sections_leave_the_event_loop_free(
                     external_id=str(attempt),
                 )
             assert result.status == status
-            gaps[step] = min(gaps[step], beat.largest_gap_s)
-        if max(gaps) < 0.05:
+            gaps[step] = min(gaps[step], beat.moments)
+        if max(gaps) < 1:
             break
-    assert max(gaps) < 0.05
+    assert max(gaps) < 1
     assert_whole(database_url, result.document_id, MANY_SECTIONS["half of them"])
 
 
