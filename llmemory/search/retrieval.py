@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 from pydantic_core import to_json
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from llmemory.database.drivers import fetch
+from llmemory.database.drivers import fetch, takes_vectors
 from llmemory.database.local_settings import local_settings
 from llmemory.models import Tables
 from llmemory.search.index_use import IndexUse, index_settings, index_use, read_as
@@ -28,6 +28,7 @@ from llmemory.statements.search import (
     composable,
     search_text,
 )
+from llmemory.statements.values import json_value
 from llmemory.text.highlighting import highlighted
 from llmemory.types import HalfVectors, SearchResult, SearchType
 from llmemory.validation.searches import SearchRequest
@@ -36,6 +37,20 @@ __all__ = ["run_search", "search_select"]
 
 _RESULTS = TypeAdapter(list[SearchResult])
 """All results of a search are made at once, in two thirds of the time."""
+
+_COLUMNS = {
+    "start_offset": "start",
+    "end_offset": "end",
+    **{
+        name: name
+        for name, field in SearchResult.model_fields.items()
+        if field.is_required() and name not in {"start", "end"}
+    },
+}
+"""The columns of a hit, and the fields that they are."""
+
+_FIELDS = tuple(_COLUMNS.values())
+_values_of = itemgetter(*_COLUMNS)
 
 
 async def run_search(
@@ -68,7 +83,10 @@ async def run_search(
     """
     index = await indexes.find(connection, request.owner_id, space.space_id)
     filters = indexes.filters
-    shape, values, needed = _prepared(request, space, embedding, index, filters, settings)
+    in_binary = past_sqlalchemy and await takes_vectors(connection)
+    shape, values, needed = _prepared(
+        request, space, embedding, index, filters, settings, takes_vectors=in_binary
+    )
     text, arguments = search_text(connection.dialect, tables, shape).bound(values)
     async with local_settings(connection, {**needed, **local}):
         rows = await fetch(connection, text, arguments, past_sqlalchemy=past_sqlalchemy)
@@ -102,7 +120,9 @@ def search_select(
     settings: Settings,
 ) -> AnySelect:
     """Return `request` as a Select; the arguments are those of ``run_search``."""
-    shape, values, local = _prepared(request, space, embedding, index, filters, settings)
+    shape, values, local = _prepared(
+        request, space, embedding, index, filters, settings, takes_vectors=False
+    )
     if index is not None:
         # The caller's values are bound, and a plan for any values would be another one.
         local = {**local, "plan_cache_mode": "force_custom_plan"}
@@ -122,13 +142,15 @@ def _prepared(
     index: VectorIndex | None,
     filters: KnownFilters,
     settings: Settings,
+    *,
+    takes_vectors: bool,
 ) -> _Prepared:
     """Return which statement it is, what is bound in it, and the settings that its plan needs."""
     is_large = index is not None
     if embedding is None:
         index = None
     use = None if index is None else _use(request, index, filters, settings)
-    shape = _shape(request, space, index, use, is_large=is_large)
+    shape = _shape(request, space, index, use, is_large=is_large, takes_vectors=takes_vectors)
     if shape.is_sifted:
         known = filters.get(request.owner_id, request.filters)
         hits = _pool(request, request.limit + request.offset, settings)
@@ -142,7 +164,7 @@ def _prepared(
     }
     if embedding is not None:
         values["space"] = space.space_id
-        values["embedding"] = to_json(embedding.tolist()).decode()
+        values["embedding"] = embedding if takes_vectors else to_json(embedding.tolist()).decode()
     if request.min_score is not None:
         values["min_score"] = request.min_score
     if request.context_window:
@@ -197,6 +219,7 @@ def _shape(
     use: IndexUse | None,
     *,
     is_large: bool,
+    takes_vectors: bool,
 ) -> SearchShape:
     return SearchShape(
         search_type=request.search_type,
@@ -211,6 +234,7 @@ def _shape(
         passing="unknown" if use is None else use.passing,
         is_probed=use is not None and use.is_probed,
         is_large=is_large,
+        takes_vectors=takes_vectors and request.search_type is not SearchType.TEXT,
     )
 
 
@@ -221,32 +245,16 @@ def _pool(request: SearchRequest, hits: int, settings: Settings) -> int:
 
 def _result(row: Mapping[str, Any], request: SearchRequest) -> dict[str, Any]:
     """Return the fields of a SearchResult."""
-    asked: dict[str, Any] = {}
+    fields = dict(zip(_FIELDS, _values_of(row), strict=True))
+    fields["chunk_id"] = str(fields["chunk_id"])
+    fields["document_id"] = str(fields["document_id"])
+    fields["metadata"] = json_value(fields["metadata"])
+    # Rounding errors of the fusion must not leave the range.
+    fields["score"] = min(max(fields["score"], 0.0), 1.0)
     if request.context_window:
-        asked = {name: row[name] for name in ("context", "context_start", "context_end")}
+        fields |= {name: row[name] for name in ("context", "context_start", "context_end")}
     if request.highlight:
-        asked["highlight"] = highlighted(
+        fields["highlight"] = highlighted(
             row["content"], row["matched_words"] or (), request.query.text
         )
-    return dict(
-        chunk_id=str(row["chunk_id"]),
-        document_id=str(row["document_id"]),
-        document_name=row["document_name"],
-        document_type=row["document_type"],
-        content=row["content"],
-        # Rounding errors of the fusion must not leave the range.
-        score=min(max(row["score"], 0.0), 1.0),
-        metadata=json.loads(row["metadata"]),
-        id_at_origin=row["id_at_origin"],
-        external_id=row["external_id"],
-        document_date=row["document_date"],
-        headings=row["headings"],
-        position=row["position"],
-        start=row["start_offset"],
-        end=row["end_offset"],
-        similarity=row["similarity"],
-        lexical_score=row["lexical_score"],
-        vector_rank=row["vector_rank"],
-        text_rank=row["text_rank"],
-        **asked,
-    )
+    return fields

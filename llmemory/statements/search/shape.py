@@ -42,6 +42,7 @@ class SearchShape:
             without an index.
         passing: How many chunks are known to pass.
         is_probed: Whether it is counted how many of the nearest chunks pass.
+        takes_vectors: Whether the driver is given the query's vector as such, or as text.
         is_large: Whether the owner has so many chunks that its name must stand in the text: a plan
             made for any owner is one for few.
     """
@@ -57,6 +58,7 @@ class SearchShape:
     index: Held | None = None
     passing: Passing = "unknown"
     is_probed: bool = False
+    takes_vectors: bool = False
     is_large: bool = False
 
     @property
