@@ -22,11 +22,11 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import asyncpg
 from passages import passages
-from sqlalchemy import event
-from sqlalchemy.ext.asyncio import create_async_engine
+from pgvector.asyncpg import register_vector
 
 from llmemory import AsyncMemory, HashEmbedder, SearchType, Settings
 
@@ -51,21 +51,19 @@ Call = Callable[[int], Awaitable[Any]]
 
 
 async def recorded(
-    url: str, owner: str, queries: list[str], search_type: str
+    memory: AsyncMemory, owner: str, queries: list[str], search_type: str
 ) -> list[tuple[str, tuple[Any, ...]]]:
     """Return the statements and arguments that a memory sends for `queries`."""
     sent: list[tuple[str, tuple[Any, ...]]] = []
-    engine = create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://"))
-    memory = AsyncMemory.from_engine(engine, schema=SCHEMA, embedder=HashEmbedder(256))
-    await memory.initialize()
 
-    def record(_c: Any, _k: Any, statement: str, parameters: Any, *_rest: Any) -> None:
-        sent.append((statement, tuple(parameters)))
+    async def record(connection: asyncpg.Connection, statement: str, *arguments: Any) -> Any:
+        sent.append((statement, arguments))
+        return await fetch(connection, statement, *arguments)
 
-    event.listen(engine.sync_engine, "before_cursor_execute", record)
-    for query in queries:
-        await memory.search(owner, query, search_type=search_type, limit=LIMIT)
-    await engine.dispose()
+    fetch = asyncpg.Connection.fetch
+    with patch.object(asyncpg.Connection, "fetch", record):
+        for query in queries:
+            await memory.search(owner, query, search_type=search_type, limit=LIMIT)
     return sent[-len(queries) :]
 
 
@@ -110,7 +108,6 @@ class ByHand:
 async def measure(
     memory: AsyncMemory,
     other: ByHand,
-    url: str,
     owner: str,
     search_type: str,
     options: argparse.Namespace,
@@ -119,7 +116,7 @@ async def measure(
     texts = passages(None, 300)
     generator = random.Random(5)
     queries = [" ".join(generator.sample(text.split(), 4)) for text in texts]
-    sent = await recorded(url, owner, queries, search_type)
+    sent = await recorded(memory, owner, queries, search_type)
 
     async def ours(number: int) -> Any:
         query = queries[number % len(queries)]
@@ -159,9 +156,13 @@ async def main(options: argparse.Namespace) -> None:
     settings = Settings(pool_size=CALLERS)
     async with (
         AsyncMemory(url, schema=SCHEMA, embedder=HashEmbedder(256), settings=settings) as memory,
-        asyncpg.create_pool(url, min_size=CALLERS, max_size=CALLERS) as plain,
+        asyncpg.create_pool(url, min_size=CALLERS, max_size=CALLERS, init=register_vector) as plain,
         asyncpg.create_pool(
-            url, min_size=CALLERS, max_size=CALLERS, server_settings=FOR_INDEXES
+            url,
+            min_size=CALLERS,
+            max_size=CALLERS,
+            init=register_vector,
+            server_settings=FOR_INDEXES,
         ) as tuned,
     ):
         for size in options.sizes:
@@ -179,7 +180,7 @@ async def main(options: argparse.Namespace) -> None:
                 if size >= settings.hnsw_owner_vectors and search_type != "text":
                     sides = [ByHand("by hand", plain, True), ByHand("set once", tuned)]
                 for other in sides:
-                    await measure(memory, other, url, f"{size} chunks", search_type.value, options)
+                    await measure(memory, other, f"{size} chunks", search_type.value, options)
         await plain.execute(f"DROP SCHEMA {SCHEMA} CASCADE")
 
 
