@@ -78,7 +78,7 @@ async def make_memory(
     yield make
     # What a cancelled call was connecting to is given back as it arrives.
     with anyio.move_on_after(ENDING_S):
-        while any(map(connections_in_use, made)):
+        while any(map(connections_in_use, made)):  # noqa: ASYNC110
             await anyio.sleep(0.01)
     held = [connections_in_use(memory) for memory in made]
     for memory in made:
